@@ -1,0 +1,200 @@
+"""Scripted faults: what goes wrong, at which call, as plain data.
+
+A `Fault` names an operation and a kind; a `Script` hands out those that a call meets. Kinds are
+tables: a refusal instead of the operation, an edit of its reply, a new shape of a result file, or
+a mishap of the connection or of time, which the server carries out. A fault that comes before the
+operation leaves the state as it was; one that comes after does not.
+"""
+
+import re
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from .records import Refusal
+
+__all__ = ["EDITS", "KINDS", "REFUSALS", "SHAPES", "Fault", "Script"]
+
+
+def _error(argument: str) -> Refusal:
+    status, _, retry_after = argument.partition(":")
+    headers = {"retry-after": retry_after} if retry_after else {}
+    return Refusal(int(status), "The server had an error (scripted).", headers=headers)
+
+
+def _not_visible(_argument: str) -> Refusal:
+    # What the service said of files uploaded a moment before (bespokelabs curator issue 116, 2024).
+    message = "Cannot find file, or organization org-local does not have access to it."
+    return Refusal(400, message, param="input_file_id")
+
+
+#: Answered instead of the operation: `error-before:STATUS[:RETRY_AFTER]`, `not-visible[:CALLS]`.
+REFUSALS: dict[str, Callable[[str], Refusal]] = {
+    "error-before": _error,
+    "not-visible": _not_visible,
+}
+
+#: Carried out by the server, at any call: `reset-before` and `reply-lost-after` close the
+#: connection without a reply; `error-after:STATUS[:RETRY_AFTER]` replaces the reply.
+_AT_ANY_CALL = frozenset({"reset-before", "reply-lost-after", "error-after"})
+
+#: `lands-late:SECONDS` loses the reply, and what was created comes into being so much later;
+#: `visible-late:SECONDS` only the latter; `list-lag:SECONDS` only in lists.
+_AT_CREATION = frozenset({"lands-late", "visible-late", "list-lag"})
+
+#: `truncate:BYTES` cuts a download and its connection; `truncate-silent:BYTES` hides the cut, by
+#: leaving out the Content-Length.
+_AT_DOWNLOAD = frozenset({"truncate", "truncate-silent"})
+
+
+def _empty_file_ids(batch: dict[str, Any], _argument: str) -> dict[str, Any]:
+    ids = ("output_file_id", "error_file_id")
+    return batch | {name: batch[name] or "" for name in ids}
+
+
+def _null_counts(batch: dict[str, Any], _argument: str) -> dict[str, Any]:
+    return batch | {"request_counts": None}
+
+
+def _unknown_status(batch: dict[str, Any], word: str) -> dict[str, Any]:
+    return batch | {"status": word or "pondering"}
+
+
+#: Edits of each batch in a reply: `empty-file-ids` ("" for null), `null-counts`,
+#: `unknown-status:WORD`.
+EDITS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
+    "empty-file-ids": _empty_file_ids,
+    "null-counts": _null_counts,
+    "unknown-status": _unknown_status,
+}
+
+
+def _foreign_line(lines: list[bytes]) -> list[bytes]:
+    foreign = msgspec.json.decode(lines[0]) | {"custom_id": "of-another-batch"}
+    return [*lines, msgspec.json.encode(foreign) + b"\n"]
+
+
+def _torn_line(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:-1], lines[-1][: len(lines[-1]) // 2]]
+
+
+def _status_zero(lines: list[bytes]) -> list[bytes]:
+    # Seen in output files of the service (community forum, 2025-11).
+    line = msgspec.json.decode(lines[0])
+    line["response"] = {"status_code": 0, "request_id": None, "body": None}
+    return [msgspec.json.encode(line) + b"\n", *lines[1:]]
+
+
+#: New shapes of the result files `output` and `error` as they are made.
+SHAPES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "drop-line": lambda lines: lines[1:],
+    "duplicate-line": lambda lines: [*lines, lines[0]],
+    "foreign-line": _foreign_line,
+    "torn-line": _torn_line,
+    "no-final-newline": lambda lines: [*lines[:-1], lines[-1].rstrip(b"\n")],
+    "crlf": lambda lines: [line.replace(b"\n", b"\r\n") for line in lines],
+    "status-zero": _status_zero,
+}
+
+#: The kinds of faults that each operation, or result file as it is made, can meet.
+KINDS: dict[str, frozenset[str]] = {
+    "files.create": _AT_ANY_CALL | _AT_CREATION | REFUSALS.keys(),
+    "files.list": _AT_ANY_CALL | REFUSALS.keys(),
+    "files.retrieve": _AT_ANY_CALL | REFUSALS.keys(),
+    "files.delete": _AT_ANY_CALL | REFUSALS.keys(),
+    "files.content": _AT_ANY_CALL | _AT_DOWNLOAD | REFUSALS.keys(),
+    "batches.create": _AT_ANY_CALL | _AT_CREATION | REFUSALS.keys() | EDITS.keys(),
+    "batches.list": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
+    "batches.retrieve": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
+    "batches.cancel": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
+    "output": frozenset(SHAPES),
+    "error": frozenset(SHAPES),
+}
+
+_FORM = re.compile(r"([\w.]+)=([\w-]+(?::[^@*]*)?)(?:@(\d+))?(?:\*(\d+|all))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that goes wrong: `Fault("batches.create", "error-before:503")`."""
+
+    #: The operation, as in `LocalServer.calls()`; for shapes, `output` or `error`.
+    operation: str
+    #: A name of `KINDS`, and its argument after a colon.
+    kind: str
+    #: How many calls it meets; None is all.
+    times: int | None = 1
+    #: The first call that it meets, from 1, counted since the fault was added.
+    first: int = 1
+
+    def __post_init__(self) -> None:
+        if self.operation not in KINDS:
+            raise ValueError(f"no operation {self.operation!r}; there are {sorted(KINDS)}")
+        if self.name not in KINDS[self.operation]:
+            known = sorted(KINDS[self.operation])
+            raise ValueError(f"{self.operation} has no fault {self.name!r}; it has {known}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `OPERATION=KIND[:ARGUMENT][@FIRST][*TIMES]`; TIMES may be `all`."""
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not OPERATION=KIND[:ARGUMENT][@FIRST][*TIMES]")
+        operation, kind, first, times = match.groups()
+        n = None if times == "all" else int(times or 1)
+        return cls(operation, kind, n, int(first or 1))
+
+    @property
+    def name(self) -> str:
+        """The kind without its argument."""
+        return self.kind.partition(":")[0]
+
+    @property
+    def argument(self) -> str:
+        """What follows the colon; empty if nothing does."""
+        return self.kind.partition(":")[2]
+
+    def meets(self, call: int) -> bool:
+        """Whether the n-th call, from 1, meets the fault."""
+        times = self.times
+        if self.name == "not-visible" and self.argument:
+            times = int(self.argument)
+        return self.first <= call and (times is None or call < self.first + times)
+
+
+class Script:
+    """The faults of one server. Thread-safe."""
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        self._lock = threading.Lock()
+        #: Each fault, and the calls of its operation so far.
+        self._calls: list[tuple[Fault, list[int]]] = []
+        for fault in faults:
+            self.add(fault)
+
+    def add(self, fault: Fault) -> None:
+        """Add a fault, from the next call on."""
+        with self._lock:
+            self._calls.append((fault, [0]))
+
+    def take(self, operation: str) -> list[Fault]:
+        """Count one call, and return the faults that it meets."""
+        met = []
+        with self._lock:
+            for fault, calls in self._calls:
+                if fault.operation == operation:
+                    calls[0] += 1
+                    if fault.meets(calls[0]):
+                        met.append(fault)
+        return met
+
+    def reshape(self, kind: str, path: Path) -> None:
+        """Give the result file just made the shapes that it meets."""
+        for fault in self.take(kind):
+            lines = path.read_bytes().splitlines(keepends=True)
+            if lines:
+                path.write_bytes(b"".join(SHAPES[fault.name](lines)))

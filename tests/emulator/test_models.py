@@ -1,0 +1,124 @@
+import sys
+
+import openai.types.chat
+import pytest
+
+from batchframe.emulator import CallableModel, Echo, SmolLM2
+from batchframe.emulator.models import count_tokens, resolve_model
+from batchframe.errors import MissingDependencyError
+
+
+def _body(*messages, **fields):
+    return {"model": "gpt-4o-mini", "messages": list(messages), **fields}
+
+
+def _user(content):
+    return {"role": "user", "content": content}
+
+
+def test_echo_answers_with_the_last_user_message():
+    system = {"role": "system", "content": "Be brief."}
+    status, answer = Echo().answer(_body(system, _user("one"), _user("two")))
+    completion = openai.types.chat.ChatCompletion.model_validate(answer, strict=True)
+
+    assert status == 200
+    assert completion.choices[0].message.content == "echo: two"
+    assert completion.choices[0].finish_reason == "stop"
+    assert completion.model == "gpt-4o-mini"
+
+
+def test_echo_joins_the_text_of_parts():
+    parts = [
+        {"type": "text", "text": "a "},
+        {"type": "image_url", "image_url": {"url": "data:,"}},
+        {"type": "text", "text": "b"},
+    ]
+    _, answer = Echo().answer(_body(_user(parts)))
+
+    assert answer["choices"][0]["message"]["content"] == "echo: a b"
+
+
+def test_echo_is_a_function_of_the_request():
+    assert Echo().answer(_body(_user("one"))) == Echo().answer(_body(_user("one")))
+    assert Echo().answer(_body(_user("one"))) != Echo().answer(_body(_user("two")))
+
+
+def test_echo_counts_tokens():
+    # echo : a long|er|... words of at most six letters are one token
+    assert count_tokens("echo: a longer explanation") == 1 + 1 + 1 + 1 + 2
+    _, answer = Echo().answer(_body(_user("a longer explanation")))
+
+    assert answer["usage"]["prompt_tokens"] == 3 + 4 + 4
+    assert answer["usage"]["completion_tokens"] == 6
+    assert answer["usage"]["total_tokens"] == 17
+
+
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_echo_stops_at_the_limit_of_tokens(name):
+    _, answer = Echo().answer(_body(_user("one two three"), **{name: 3}))
+
+    assert answer["choices"][0]["message"]["content"] == "echo: one "
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["completion_tokens"] == 3
+
+
+def test_echo_refuses_a_request_without_messages():
+    status, answer = Echo().answer({"model": "gpt-4o-mini"})
+
+    assert (status, answer["error"]["param"]) == (400, "messages")
+
+
+def test_a_function_is_a_model():
+    model = resolve_model(lambda body: (200, {"asked": body}))
+
+    assert isinstance(model, CallableModel)
+    assert model.answer({"a": 1}) == (200, {"asked": {"a": 1}})
+
+
+def test_an_unknown_model_is_refused_by_name():
+    with pytest.raises(ValueError, match="'ecko'"):
+        resolve_model("ecko")
+
+
+def test_a_missing_engine_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+
+    with pytest.raises(MissingDependencyError, match=r"openai-batchframe\[demo\]"):
+        SmolLM2()
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    pytest.importorskip("xllamacpp")
+    try:
+        return SmolLM2()
+    except MissingDependencyError:
+        pytest.skip("the weights are not installed")
+
+
+def test_smollm2_answers_with_real_usage(smollm2):
+    status, answer = smollm2.answer(_body(_user("Say hi."), max_tokens=8, temperature=0))
+    completion = openai.types.chat.ChatCompletion.model_validate(answer, strict=True)
+
+    assert status == 200
+    assert completion.choices[0].message.content
+    assert completion.model == "gpt-4o-mini"
+    assert 0 < completion.usage.completion_tokens <= 8
+    assert completion.usage.prompt_tokens > 3
+
+
+def test_smollm2_refuses_a_prompt_that_is_too_long(smollm2):
+    status, answer = smollm2.answer(_body(_user("word " * 4000)))
+
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_smollm2_refuses_parameters_that_do_not_fit(smollm2):
+    assert smollm2.answer(_body(_user("hi"), temperature="hot"))[0] == 400
+    assert smollm2.answer({"model": "x"})[0] == 400
+
+
+def test_smollm2_is_quiet(smollm2, capfd):
+    smollm2.answer(_body(_user("hi"), max_tokens=2))
+
+    assert capfd.readouterr() == ("", "")
