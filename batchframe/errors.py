@@ -3,7 +3,7 @@
 BatchframeError
 |-- InputError (ValueError)         the call or its frame does not fit; nothing was sent
 |   |-- ColumnError                 a column is missing, has the wrong type, or exists already
-|   |-- RowError                    values in rows: null or duplicate ids, prompts that cannot be sent
+|   |-- RowError                    values in rows: null or duplicate ids, prompts too large
 |   `-- ParameterError              a keyword or its value
 |-- MissingDependencyError (ImportError)   an extra is not installed
 |-- ApiKeyError                     no usable key; nothing was sent
@@ -13,10 +13,8 @@ BatchframeError
 |   `-- CheckpointCorruptError      a file in it is not what was written
 |-- ProviderError                   the service refused, and trying again will not help
 |   |-- AuthenticationError         401 or 403: the key
-|   |-- AccountMismatchError        a known batch is not found: the key of another project
-|   `-- UnknownOutcomeError         a create got no answer, and on_unknown="raise" asks a person
-|-- RunTimeoutError (TimeoutError)  the wait ended; the batches go on, the same call resumes
-`-- RowsFailedError                 on_error="raise": every result is stored, some rows failed
+|   `-- AccountMismatchError        a known batch is not found: the key of another project
+`-- RunTimeoutError (TimeoutError)  the wait ended; the batches go on, the same call resumes
 
 Each message says what happened, to which rows, what it means for the money, and what to do next.
 """
@@ -36,9 +34,7 @@ __all__ = [
     "ParameterError",
     "ProviderError",
     "RowError",
-    "RowsFailedError",
     "RunTimeoutError",
-    "UnknownOutcomeError",
 ]
 
 
@@ -98,13 +94,5 @@ class AccountMismatchError(ProviderError):
     """A batch that this checkpoint created is not found: the key is of another project."""
 
 
-class UnknownOutcomeError(ProviderError):
-    """A create got no answer and no batch was found, and `on_unknown="raise"` asks a person."""
-
-
 class RunTimeoutError(BatchframeError, TimeoutError):
     """The wait ended before the batches did. They go on, and the same call resumes."""
-
-
-class RowsFailedError(BatchframeError):
-    """`on_error="raise"`: all results are stored, and some rows have none."""

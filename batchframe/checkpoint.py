@@ -1,0 +1,430 @@
+"""The checkpoint: one spec's shards, log, downloads and results, in one directory.
+
+spec.json      what all requests share; immutable
+shards/        00000.jsonl, the exact bytes uploaded, until the results are committed;
+               00000.parquet, the row key, id, body digest and token estimate of each line
+log/           00000000.json ...: one commit each, put where no file was, chained by SHA-256
+raw/           00000-output.jsonl.zst, 00000-error.jsonl.zst: the downloads, verbatim
+results/       00000.parquet: one result per request of the shard
+lock           names the process at work, for a friendly message
+
+The log is the truth: a shard's state is its events, folded. A commit that finds its number taken
+belongs to a process that another one has overtaken, and stops there, before it can spend money.
+All names are derived from shard numbers; nothing that is read here becomes a path or an address.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO, Literal, Self
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchframe.clock import Clock
+from batchframe.core.batches import (
+    BatchSeen,
+    Collected,
+    Event,
+    IllegalTransitionError,
+    ResultsCommitted,
+    ShardFrozen,
+    State,
+    advance,
+)
+from batchframe.core.requests import Request
+from batchframe.core.results import RESULT_SCHEMA
+from batchframe.core.spec import SPEC_VERSION, Spec
+from batchframe.errors import (
+    CheckpointBusyError,
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointMismatchError,
+)
+from batchframe.storage import Storage
+
+try:
+    import fcntl
+except ImportError:  # Windows: the log alone protects
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Checkpoint", "DownloadKind", "Shard"]
+
+#: The two files that a batch leaves.
+DownloadKind = Literal["output", "error"]
+
+#: What is known of each line of a shard.
+_SHARD_SCHEMA = pa.schema(
+    [
+        pa.field("row_key", pa.binary(16), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("body_digest", pa.binary(16), nullable=False),
+        pa.field("n_tokens", pa.int64(), nullable=False),
+    ]
+)
+#: Size of the pieces in which downloads are read back, in bytes.
+_READ_BYTES = 1 << 20
+
+
+class Shard(msgspec.Struct):
+    """One shard as the log has it."""
+
+    #: What was frozen.
+    frozen: ShardFrozen
+    #: Where it stands.
+    state: State
+
+
+class _Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of the log."""
+
+    n: int
+    #: Hex SHA-256 of the commit before, "" for the first.
+    prev: str
+    #: When, UTC; for people only.
+    at: str
+    shard: int
+    event: Event
+
+
+class Checkpoint:
+    """One spec's directory, shared by all runs and threads of this process.
+
+    Open it with `Checkpoint.open`, and close it once for each opening.
+    """
+
+    _open: dict[Path, "Checkpoint"] = {}  # noqa: RUF012 - one per directory and process, by design
+    _open_lock = threading.Lock()
+
+    def __init__(self, path: Path, spec: Spec, storage: Storage, clock: Clock) -> None:
+        self.path = path
+        self.spec = spec
+        self.shards: dict[int, Shard] = {}
+        #: Held while a run plans: two threads with the same rows must not both plan them.
+        self.planning = threading.Lock()
+        self._storage = storage
+        self._clock = clock
+        self._commits = threading.Lock()
+        self._n_commits = 0
+        self._last_hash = ""
+        self._users = 0
+        self._lock_file: BinaryIO | None = None
+
+    @classmethod
+    def open(cls, path: Path, spec: Spec, storage: Storage, clock: Clock) -> Self:
+        """The checkpoint at `path`, made if there is none.
+
+        Raises:
+            CheckpointMismatchError: it belongs to another spec; the message says what differs.
+            CheckpointBusyError: another process works on it.
+            CheckpointCorruptError: its log is broken.
+            CheckpointError: the path cannot be used.
+        """
+        resolved = path.resolve()
+        with cls._open_lock:
+            checkpoint = cls._open.get(resolved)
+            if checkpoint is None:
+                checkpoint = cls(resolved, spec, storage, clock)
+                checkpoint._prepare()
+                cls._open[resolved] = checkpoint
+            elif checkpoint.spec != spec:
+                raise _mismatch(resolved, spec, checkpoint.spec)
+            checkpoint._users += 1
+        return checkpoint  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Give the directory free when the last user of this process closes it."""
+        with self._open_lock:
+            self._users -= 1
+            if self._users == 0:
+                self._open.pop(self.path, None)
+                if self._lock_file is not None:
+                    self._lock_file.close()
+
+    # Shards
+
+    def freeze(self, requests: Sequence[Request], *, round_: int) -> int:
+        """Write the requests as a new shard and commit it. Returns its number."""
+        number = len(self.shards)
+        digest, n_bytes = sha256(), 0
+        with self._storage.replace(self._input_path(number)) as file:
+            for request in requests:
+                file.write(request.line)
+                digest.update(request.line)
+                n_bytes += len(request.line)
+        columns = [
+            pa.array([request.row_key for request in requests], pa.binary(16)),
+            pa.array([request.id for request in requests], pa.string()),
+            pa.array([request.body_digest for request in requests], pa.binary(16)),
+            pa.array([request.n_tokens for request in requests], pa.int64()),
+        ]
+        self._write_table(
+            self._shard_path(number), pa.Table.from_arrays(columns, schema=_SHARD_SCHEMA)
+        )
+        frozen = ShardFrozen(
+            n_requests=len(requests),
+            n_bytes=n_bytes,
+            n_tokens=sum(request.n_tokens for request in requests),
+            sha256=digest.hexdigest(),
+            round=round_,
+        )
+        self.commit(number, frozen)
+        return number
+
+    def requests(self, number: int) -> pa.Table:
+        """Row key, id, body digest and token estimate of each line of a shard, in its order."""
+        return self._read_table(self._shard_path(number), _SHARD_SCHEMA)
+
+    def input_file(self, number: int) -> BinaryIO:
+        """The exact bytes of a shard's input file, as a stream."""
+        try:
+            return self._storage.open(self._input_path(number))
+        except FileNotFoundError:
+            raise CheckpointCorruptError(
+                f"The input file of shard {number} is gone from {self.path}."
+            ) from None
+
+    # The log
+
+    def commit(self, number: int, event: Event) -> State:
+        """Record what happened to a shard; only then is it so.
+
+        Raises CheckpointBusyError when another process committed in between.
+        """
+        with self._commits:
+            shard = self.shards.get(number)
+            state = advance(shard.state if shard else None, event)
+            commit = _Commit(
+                n=self._n_commits,
+                prev=self._last_hash,
+                at=datetime.fromtimestamp(self._clock.now(), UTC).isoformat(),
+                shard=number,
+                event=event,
+            )
+            data = msgspec.json.encode(commit)
+            if not self._storage.create(self._commit_path(commit.n), data):
+                raise CheckpointBusyError(
+                    f"Another process works on {self.path} and has overtaken this one, which stops "
+                    "here. Nothing is lost: run the same call again when the other has ended."
+                )
+            self._n_commits += 1
+            self._last_hash = sha256(data).hexdigest()
+            self._apply(number, state, event)
+            return state
+
+    def observe(self, number: int, seen: BatchSeen) -> None:
+        """Take note of a live batch's progress, which the log does not keep."""
+        with self._commits:
+            self.shards[number].state = advance(self.shards[number].state, seen)
+
+    # Downloads and results
+
+    @contextlib.contextmanager
+    def download(self, number: int, kind: DownloadKind) -> Iterator[BinaryIO]:
+        """Write a verbatim download; it takes its place when the block ends without an error."""
+        with (
+            self._storage.replace(self._raw_path(number, kind)) as file,
+            pa.CompressedOutputStream(pa.PythonFile(_KeptOpen(file), mode="w"), "zstd") as stream,
+        ):
+            yield stream
+
+    def downloaded(self, number: int, kind: DownloadKind) -> Iterator[bytes]:
+        """The bytes of a download, in pieces."""
+        with (
+            self._storage.open(self._raw_path(number, kind)) as file,
+            pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream,
+        ):
+            while piece := stream.read(_READ_BYTES):
+                yield piece
+
+    def store_results(self, number: int, table: pa.Table, committed: ResultsCommitted) -> None:
+        """Write a shard's results, read them back, and commit them."""
+        path = self._results_path(number)
+        self._write_table(path, table)
+        if self._read_table(path, RESULT_SCHEMA).num_rows != table.num_rows:
+            raise CheckpointCorruptError(f"{path} does not read back as it was written.")
+        self.commit(number, committed)
+        self._storage.remove(self._input_path(number))
+
+    def results(self) -> pa.Table:
+        """All results, in the order of their shards: of a row tried twice, the last counts."""
+        tables = [
+            self._read_table(self._results_path(number), RESULT_SCHEMA)
+            for number, shard in sorted(self.shards.items())
+            if isinstance(shard.state, Collected)
+        ]
+        return pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table()
+
+    # Opening
+
+    def _prepare(self) -> None:
+        try:
+            for part in ("", "shards", "log", "raw", "results"):
+                self._storage.make_directory(self.path / part)
+            self._take_lock()
+            self._check_spec()
+            self._storage.create(self.path / ".gitignore", b"*\n")
+        except OSError as error:
+            self._release_lock()
+            raise CheckpointError(
+                f"{self.path} cannot be used as a checkpoint: {error}. Nothing was sent. "
+                "Name a directory that you may write to with checkpoint=."
+            ) from error
+        except BaseException:
+            self._release_lock()
+            raise
+        try:
+            self._replay()
+        except BaseException:
+            self._release_lock()
+            raise
+
+    def _check_spec(self) -> None:
+        path = self.path / "spec.json"
+        if self._storage.create(path, self.spec.to_json()):
+            return
+        data = self._storage.read(path)
+        version = _version_of(data)
+        if version not in {None, SPEC_VERSION}:
+            raise CheckpointMismatchError(
+                f"{self.path} was written by another version of batchframe (layout {version}, "
+                f"this one reads {SPEC_VERSION}). Use that version, or another checkpoint=."
+            )
+        try:
+            there = Spec.from_json(data)
+        except msgspec.DecodeError as error:
+            raise CheckpointCorruptError(f"{path} cannot be read: {error}.") from None
+        if there != self.spec:
+            raise _mismatch(self.path, self.spec, there)
+
+    def _replay(self) -> None:
+        names = self._storage.names(self.path / "log")
+        for n, name in enumerate(names):
+            path = self._commit_path(n)
+            if name != path.name:
+                raise self._broken_log(f"{path.name} is missing")
+            data = self._storage.read(path)
+            try:
+                commit = msgspec.json.decode(data, type=_Commit)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise self._broken_log(f"{name} cannot be read: {error}") from None
+            if commit.n != n or commit.prev != self._last_hash:
+                raise self._broken_log(f"{name} does not follow the commit before it")
+            shard = self.shards.get(commit.shard)
+            try:
+                state = advance(shard.state if shard else None, commit.event)
+            except IllegalTransitionError as error:
+                raise self._broken_log(f"{name}: {error}") from None
+            self._apply(commit.shard, state, commit.event)
+            self._n_commits = n + 1
+            self._last_hash = sha256(data).hexdigest()
+
+    def _apply(self, number: int, state: State, event: Event) -> None:
+        if isinstance(event, ShardFrozen):
+            self.shards[number] = Shard(frozen=event, state=state)
+        else:
+            self.shards[number].state = state
+
+    def _broken_log(self, what: str) -> CheckpointCorruptError:
+        return CheckpointCorruptError(
+            f"The log of {self.path} is broken: {what}. Nothing was sent. Restore the directory "
+            "from a copy; results/*.parquet and raw/ still hold what was collected."
+        )
+
+    # The lock: for the message only. The log protects.
+
+    def _take_lock(self) -> None:
+        path = self.path / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        file = os.fdopen(descriptor, "r+b", buffering=0)
+        self._lock_file = file
+        if fcntl is None:
+            return
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read(200).decode(errors="replace").strip() or "another process"
+            raise CheckpointBusyError(
+                f"{self.path} is in use by {holder}. Nothing was sent. Wait for it to end, or "
+                "give this call a checkpoint= of its own."
+            ) from None
+        file.truncate(0)
+        file.seek(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def _release_lock(self) -> None:
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
+
+    # Files
+
+    def _write_table(self, path: Path, table: pa.Table) -> None:
+        with self._storage.replace(path) as file:
+            pq.write_table(table, file, compression="zstd", compression_level=1)
+
+    def _read_table(self, path: Path, schema: pa.Schema) -> pa.Table:
+        try:
+            with self._storage.open(path) as file:
+                table = pq.read_table(file)
+        except (OSError, pa.ArrowException) as error:
+            raise CheckpointCorruptError(f"{path} cannot be read: {error}.") from error
+        if not table.schema.equals(schema):
+            raise CheckpointCorruptError(f"{path} does not have the columns that were written.")
+        return table
+
+    def _input_path(self, number: int) -> Path:
+        return self.path / "shards" / f"{number:05d}.jsonl"
+
+    def _shard_path(self, number: int) -> Path:
+        return self.path / "shards" / f"{number:05d}.parquet"
+
+    def _commit_path(self, n: int) -> Path:
+        return self.path / "log" / f"{n:08d}.json"
+
+    def _raw_path(self, number: int, kind: DownloadKind) -> Path:
+        return self.path / "raw" / f"{number:05d}-{kind}.jsonl.zst"
+
+    def _results_path(self, number: int) -> Path:
+        return self.path / "results" / f"{number:05d}.parquet"
+
+
+class _KeptOpen:
+    """A file that a compressor cannot close: its bytes are still to be flushed to the disk."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        pass
+
+
+def _mismatch(path: Path, ours: Spec, theirs: Spec) -> CheckpointMismatchError:
+    return CheckpointMismatchError(
+        f"The checkpoint {path} belongs to another spec: {'; '.join(ours.differences(theirs))}. "
+        "Nothing was sent. Give this call a checkpoint= of its own, or leave it out: a directory "
+        "is then found by the spec."
+    )
+
+
+def _version_of(data: bytes) -> object:
+    try:
+        fields = json.loads(data)
+    except ValueError:
+        return None
+    return fields.get("version") if isinstance(fields, dict) else None

@@ -1,0 +1,324 @@
+"""The provider: eight calls, HTTP words <-> core types.
+
+Each call is made once. The openai SDK would repeat a create after a 500, a lost reply or a 429,
+and each repetition can be a second batch that is paid for (seen with openai 3.54: three accepted
+batches for one call), so its retries are off everywhere and the engine decides.
+
+A call ends in one of three ways: its value; `Unavailable`, when the same call may be made again
+later; or a ProviderError, when that would not help. `create` has a fourth: None, outcome unknown.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+
+from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
+from batchframe.core.spec import Account
+from batchframe.errors import (
+    AccountMismatchError,
+    ApiKeyError,
+    AuthenticationError,
+    ParameterError,
+    ProviderError,
+)
+
+if TYPE_CHECKING:
+    from openai._models import BaseModel
+
+__all__ = ["CHAT_PARAMETERS", "Provider", "Unavailable"]
+
+#: Body fields of a chat completion that the SDK knows.
+CHAT_PARAMETERS = frozenset(CompletionCreateParamsBase.__annotations__)
+
+#: What an id may look like before it goes into an address.
+_ID = re.compile(r"(?:batch|file)[-_][A-Za-z0-9_-]{1,200}")
+#: Batches in one page of a listing, the API's own maximum (OpenAI API spec, 2026-08).
+_PAGE = 100
+#: HTTP statuses of a create that prove that no batch was made.
+_REFUSED = frozenset({400, 401, 403, 404, 413, 422})
+#: How far the provider's clock may be behind ours, in seconds.
+_CLOCK_SKEW = 900
+
+
+class Unavailable(Exception):  # noqa: N818 - not an error of the caller's: the engine waits
+    """The service did not answer, or asked to wait: the same call may be made again later."""
+
+    def __init__(self, reason: str, *, retry_after: float | None = None) -> None:
+        super().__init__(reason)
+        #: Seconds that the service asks to wait, or None.
+        self.retry_after = retry_after
+
+
+class Provider:
+    """One account at one address, through the user's own openai client."""
+
+    def __init__(self, client: openai.OpenAI | None = None) -> None:
+        """Take the user's client, or make one from the environment.
+
+        Raises:
+            ApiKeyError: there is no key, or it is blank or broken.
+            ParameterError: the address is neither https nor on this machine.
+        """
+        self._client = (client or _default_client()).with_options(max_retries=0)
+        _check_key(self._client.api_key)
+        address = str(self._client.base_url)
+        _check_address(address)
+        #: Who answers and who pays.
+        self.account = Account(
+            base_url=address,
+            organization=self._client.organization,
+            project=self._client.project,
+        )
+
+    def upload(self, file: BinaryIO, name: str, n_bytes: int) -> str:
+        """Send an input file under a name that ends in .jsonl. Returns its id."""
+        with _calls("The upload of an input file"):
+            seen = _fields(
+                self._client.files.create(file=(name, file, "application/jsonl"), purpose="batch")
+            )
+            file_id = _checked_id(seen.get("id"))
+        if seen.get("bytes") not in {None, n_bytes}:
+            raise Unavailable(f"{seen['bytes']} of {n_bytes} bytes arrived")
+        return file_id
+
+    def create(
+        self, file_id: str, *, endpoint: str, window: str, metadata: Mapping[str, str]
+    ) -> BatchSeen | CreateRefused | None:
+        """Create a batch, once. None: nobody knows whether the provider made it."""
+        try:
+            return _batch_seen(
+                _fields(
+                    self._client.batches.create(
+                        input_file_id=file_id,
+                        endpoint=endpoint,  # type: ignore[arg-type]
+                        completion_window=window,  # type: ignore[arg-type]
+                        metadata=dict(metadata),
+                    )
+                )
+            )
+        except openai.APIStatusError as error:
+            if error.status_code in _REFUSED and isinstance(error.body, Mapping):
+                return CreateRefused(
+                    code=str(error.code or f"http_{error.status_code}"), message=error.message
+                )
+            return None
+        except (openai.OpenAIError, Unavailable):
+            return None
+
+    def retrieve(self, batch_id: str) -> BatchSeen:
+        """What the provider says of a batch now."""
+        with _calls("Asking for a batch", known=f"The batch {batch_id}"):
+            return _batch_seen(_fields(self._client.batches.retrieve(_checked_id(batch_id))))
+
+    def find(self, *, file_id: str, token: str, since: float) -> list[BatchSeen]:
+        """The batches that read this file or carry this token, the oldest first.
+
+        Lists the account's batches back past `since` (seconds since the epoch), however many pages
+        that takes; returning means that the listing was complete.
+        """
+        found: dict[str, BatchSeen] = {}
+        after: str | openai.Omit = openai.omit
+        while True:
+            with _calls("Listing batches"):
+                page = self._client.batches.list(limit=_PAGE, after=after)
+                batches = [_batch_seen(_fields(batch)) for batch in page.data]
+            for batch in batches:
+                if batch.input_file_id == file_id or batch.metadata.get("token") == token:
+                    found[batch.batch_id] = batch
+            passed = any(batch.created_at < since - _CLOCK_SKEW for batch in batches)
+            if passed or not batches or page.has_more is False:
+                return sorted(found.values(), key=lambda seen: (seen.created_at, seen.batch_id))
+            after = batches[-1].batch_id
+
+    def download(self, file_id: str, target: BinaryIO) -> str:
+        """Write a file's content, whole: its size is checked against the file's own record.
+
+        Returns the hex SHA-256 of what was written.
+        """
+        with _calls("Downloading a file", known=f"The file {file_id}"):
+            expected = _fields(self._client.files.retrieve(_checked_id(file_id))).get("bytes")
+            n_bytes, digest = 0, sha256()
+            with self._client.files.with_streaming_response.content(file_id) as response:
+                for piece in response.iter_bytes(1 << 20):
+                    target.write(piece)
+                    digest.update(piece)
+                    n_bytes += len(piece)
+        if isinstance(expected, int) and n_bytes != expected:
+            raise Unavailable(f"{n_bytes} of {expected} bytes came")
+        return digest.hexdigest()
+
+    def delete_file(self, file_id: str) -> None:
+        """Delete a file of ours; fine if it is gone."""
+        with _calls("Deleting a file"):
+            with suppress(openai.NotFoundError):
+                self._client.files.delete(_checked_id(file_id))
+
+    def cancel(self, batch_id: str) -> None:
+        """Ask for a batch of ours to be cancelled; what it did so far stays paid."""
+        with _calls("Cancelling a batch"):
+            with suppress(openai.ConflictError):  # it ended by itself
+                self._client.batches.cancel(_checked_id(batch_id))
+
+
+@contextmanager
+def _calls(what: str, *, known: str | None = None) -> Iterator[None]:
+    """Sort what a call can raise into `Unavailable` and ProviderError."""
+    try:
+        yield
+    except openai.APIStatusError as error:
+        raise _status_error(error, what, known) from error
+    except (
+        openai.APIConnectionError,
+        openai.APIResponseValidationError,
+        # A stream that breaks raises the transport's own errors, past the SDK (openai 3.54).
+        httpx2.TransportError,
+        httpx2.StreamError,
+    ) as error:
+        raise Unavailable(f"{what} failed: {type(error).__name__}") from error
+
+
+def _status_error(error: openai.APIStatusError, what: str, known: str | None) -> Exception:
+    status, code = error.status_code, error.code
+    said = (
+        f"{what} was refused: HTTP {status}, {code or 'no code'}, {_without_key(error.message)!r}"
+    )
+    if status in {401, 403}:
+        return AuthenticationError(
+            f"{said}. Batches that are running go on. Set a key of the same project and run the "
+            "same call again: it resumes."
+        )
+    if status == 404 and known is not None:
+        return AccountMismatchError(
+            f"{known} was made by this checkpoint, but the service does not know it: the key is "
+            "probably of another project, or the 30 days for which results are kept have passed. "
+            "Nothing is sent again. Use a key of the project that made it."
+        )
+    if code == "insufficient_quota":
+        return ProviderError(f"{said}. Add credit to the account and run the same call again.")
+    if status in {408, 409, 425, 429} or status >= 500:
+        return Unavailable(said, retry_after=_retry_after(error))
+    return ProviderError(f"{said}. What was collected so far is kept.")
+
+
+def _retry_after(error: openai.APIStatusError) -> float | None:
+    try:
+        return float(error.response.headers.get("retry-after", ""))
+    except ValueError:
+        return None
+
+
+def _fields(answer: "BaseModel | str") -> dict[str, Any]:
+    """An answer as plain fields: some services leave out or null what the SDK's types promise."""
+    if not isinstance(answer, openai.BaseModel):
+        # A proxy's page, for one: the SDK hands text through where JSON was due.
+        raise Unavailable("the answer was not JSON")
+    return answer.to_dict(mode="json")
+
+
+def _checked_id(value: object) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise Unavailable("the answer names no usable id")
+    return value
+
+
+def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
+    counts = fields.get("request_counts") or {}
+    errors = (fields.get("errors") or {}).get("data") or ()
+    metadata = fields.get("metadata") or {}
+    return BatchSeen(
+        batch_id=_checked_id(fields.get("id")),
+        input_file_id=str(fields.get("input_file_id") or ""),
+        status=_status(fields.get("status")),
+        created_at=_number(fields.get("created_at")),
+        output_file_id=fields.get("output_file_id") or None,  # "" means none at some services
+        error_file_id=fields.get("error_file_id") or None,
+        n_done=int(_number(counts.get("completed")) + _number(counts.get("failed"))),
+        usage=_usage(fields.get("usage")),
+        errors=tuple(
+            BatchError(
+                code=str(error.get("code") or ""),
+                message=str(error.get("message") or ""),
+                line=error["line"] if isinstance(error.get("line"), int) else None,
+                param=error["param"] if isinstance(error.get("param"), str) else None,
+            )
+            for error in errors
+            if isinstance(error, Mapping)
+        ),
+        metadata={str(key): str(value) for key, value in metadata.items()},
+    )
+
+
+def _status(word: object) -> BatchStatus:
+    text = str(word).lower()
+    try:
+        return BatchStatus("cancelled" if text == "canceled" else text)
+    except ValueError:
+        return BatchStatus.UNKNOWN
+
+
+def _usage(fields: object) -> Usage | None:
+    if not isinstance(fields, Mapping):
+        return None
+    read = fields.get("input_tokens_details") or {}
+    written = fields.get("output_tokens_details") or {}
+    return Usage(
+        input_tokens=int(_number(fields.get("input_tokens"))),
+        cached_tokens=int(_number(read.get("cached_tokens"))),
+        output_tokens=int(_number(fields.get("output_tokens"))),
+        reasoning_tokens=int(_number(written.get("reasoning_tokens"))),
+    )
+
+
+def _number(value: object) -> float:
+    return value if isinstance(value, int | float) else 0
+
+
+def _default_client() -> openai.OpenAI:
+    key = os.environ.get("OPENAI_API_KEY")
+    if key is None:
+        raise ApiKeyError(
+            "There is no API key; nothing was sent. Set the environment variable OPENAI_API_KEY, "
+            "or pass client=OpenAI(api_key=...). To try without a key: `batchframe demo`, or "
+            "`with bf.emulator.LocalServer() as server:` and client=server.client()."
+        )
+    _check_key(key)
+    return openai.OpenAI()
+
+
+def _check_key(key: str) -> None:
+    if not key.strip() or any(character.isspace() for character in key):
+        raise ApiKeyError(
+            "The API key is blank or holds white space; nothing was sent, and the key is not shown "
+            "here. Set OPENAI_API_KEY, or pass client=OpenAI(api_key=...)."
+        )
+
+
+def _check_address(address: str) -> None:
+    parts = urlsplit(address)
+    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
+        return
+    raise ParameterError(
+        f"The client's base_url {address} is not https: the key and the prompts would travel in "
+        "the clear. Nothing was sent. Plain http is taken for this machine only (127.0.0.1)."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _without_key(message: str) -> str:
+    # The service's own 401 text repeats part of the key.
+    return re.sub(r"\b(?:sk|key)-[^\s,'\"]+", "***", message)

@@ -1,0 +1,128 @@
+"""Results -> the new columns of a frame: one entry per input row, in the frame's order.
+
+    results (any order, each once) + positions (one per input row) --take--> columns
+
+The invariant: rows are joined by position and by nothing else, so that an entry can neither be
+lost nor doubled. All types are declared, so that a column without a single value keeps its own.
+"""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchframe.core.results import Status
+
+__all__ = ["column_names", "result_columns"]
+
+# Suffix of the output's name -> type, in the order that the user sees.
+_ALWAYS: dict[str, pa.DataType] = {
+    "": pa.string(),
+    "_status": pa.string(),
+    "_error": pa.string(),
+    "_input_tokens": pa.int64(),
+    "_cached_tokens": pa.int64(),
+    "_output_tokens": pa.int64(),
+    "_reasoning_tokens": pa.int64(),
+    "_cost_usd": pa.float64(),
+}
+_DETAILS: dict[str, pa.DataType] = {
+    "_finish_reason": pa.string(),
+    "_model": pa.string(),
+    "_request_id": pa.string(),
+    "_batch_id": pa.string(),
+}
+
+
+def column_names(output: str, details: bool) -> list[str]:  # noqa: FBT001 - a name and a flag
+    """The names of the new columns, in order."""
+    return [output + suffix for suffix in _types(details=details)]
+
+
+def result_columns(
+    results: pa.Table,
+    positions: pa.Int64Array,
+    *,
+    skipped: pa.BooleanArray | None,
+    output: str,
+    details: bool,
+) -> pa.Table:
+    """The new columns, one entry per input row, in the frame's order.
+
+    Rows that share a result (identical bodies that were sent once) show its tokens, but only the
+    first of them its cost; the others cost 0.0, so that the column's sum is the bill.
+
+    Args:
+        results: Rows of RESULT_SCHEMA, with costs.
+        positions: For each input row the row of `results`, or null where it has none.
+        skipped: For each input row whether no request was made for it; None: one for each. Where
+            there is a result as well, the result counts.
+        output: Names the columns.
+        details: Add finish reason, model, request id and batch id.
+    """
+    no_result = pc.is_null(positions)
+    if skipped is None:
+        skipped = pa.repeat(pa.scalar(value=False), len(positions))
+    skipped = pc.and_(no_result, skipped)
+
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "": _take(results["completion"], positions),
+        "_status": pc.if_else(
+            no_result,
+            pc.if_else(skipped, Status.SKIPPED, Status.MISSING),
+            _take(results["status"], positions),
+        ),
+        "_error": _take(_errors(results), positions),
+        "_cost_usd": pc.if_else(
+            pc.or_(skipped, _repeated(positions)), 0.0, results["cost_usd"].take(positions)
+        ),
+    }
+    types = _types(details=details)
+    for suffix, type_ in types.items():
+        if suffix not in columns:
+            column = results[suffix.removeprefix("_")]
+            columns[suffix] = (
+                _take(column, positions) if type_ == pa.string() else column.take(positions)
+            )
+    schema = pa.schema([(output + suffix, type_) for suffix, type_ in types.items()])
+    return pa.table([columns[suffix] for suffix in types], schema=schema)
+
+
+def _types(*, details: bool) -> dict[str, pa.DataType]:
+    return _ALWAYS | _DETAILS if details else _ALWAYS
+
+
+def _errors(results: pa.Table) -> pa.ChunkedArray:
+    code, message = results["error_code"], results["error_message"]
+    # Null where one of them is, and so the one that is not.
+    return pc.coalesce(pc.binary_join_element_wise(code, message, ": "), code, message)
+
+
+def _repeated(positions: pa.Int64Array) -> pa.BooleanArray:
+    # True where a row's result is an earlier row's as well. Dictionary codes are given in the order
+    # of first sight: one that is not above all before it has been seen.
+    codes = pc.fill_null(positions, -1).dictionary_encode().indices.cast(pa.int64())
+    highest = pc.cumulative_max(codes)
+    before = pa.concat_arrays([pa.array([-1], pa.int64()), highest])[:-1]
+    return pc.and_(pc.is_valid(positions), pc.less_equal(codes, before))
+
+
+def _take(text: pa.ChunkedArray, positions: pa.Int64Array) -> pa.ChunkedArray:
+    # Arrow's strings count their bytes in 32 bits, and `take` fails above 2 GiB in all, wherever
+    # the chunks are cut. The frame's text may be more: then it goes by 64 bits, and back in pieces.
+    try:
+        return text.take(positions)
+    except pa.ArrowInvalid:
+        wide = text.cast(pa.large_string()).combine_chunks()
+        return pa.chunked_array(_pieces(wide, positions), pa.string())
+
+
+def _pieces(wide: pa.LargeStringArray, positions: pa.Int64Array) -> Iterator[pa.StringArray]:
+    try:
+        yield wide.take(positions).cast(pa.string())
+    except pa.ArrowInvalid:
+        if len(positions) < 2:
+            raise
+        half = len(positions) // 2
+        yield from _pieces(wide, positions[:half])
+        yield from _pieces(wide, positions[half:])

@@ -1,0 +1,55 @@
+"""Which shards may be live now.
+
+A waiting shard goes when its account has a free place for a batch and, where the queue's size is
+known, room for its tokens. A shard that alone exceeds the queue goes when nothing else is live:
+the estimate is cautious, and only the provider knows.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from batchframe.core.shards import Limits
+
+__all__ = ["Load", "admit"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What one shard weighs in its queue."""
+
+    #: Who pays, and for which model: each such pair has a queue of its own.
+    queue: tuple[str, ...]
+    #: Estimated prompt tokens.
+    n_tokens: int
+    #: The limits that the shard's run was given.
+    limits: Limits
+
+
+def admit(waiting: Sequence[Load], live: Iterable[Load]) -> list[int]:
+    """The indices of the waiting shards that may go now, in their order.
+
+    A shard that does not fit holds back those behind it in the same queue, so that a large one is
+    not overtaken for ever.
+    """
+    batches: dict[tuple[str, ...], int] = {}
+    tokens: dict[tuple[str, ...], int] = {}
+    for load in live:
+        batches[load.queue] = batches.get(load.queue, 0) + 1
+        tokens[load.queue] = tokens.get(load.queue, 0) + load.n_tokens
+    admitted: list[int] = []
+    blocked: set[tuple[str, ...]] = set()
+    for index, load in enumerate(waiting):
+        queue, limits = load.queue, load.limits
+        n_batches, n_tokens = batches.get(queue, 0), tokens.get(queue, 0)
+        fits = n_batches < limits.max_live_batches and (
+            limits.max_enqueued_tokens is None
+            or n_batches == 0
+            or n_tokens + load.n_tokens <= limits.max_enqueued_tokens
+        )
+        if queue in blocked or not fits:
+            blocked.add(queue)
+            continue
+        admitted.append(index)
+        batches[queue] = n_batches + 1
+        tokens[queue] = n_tokens + load.n_tokens
+    return admitted

@@ -1,0 +1,85 @@
+"""Encoded requests -> shards, within every limit at once.
+
+A shard is a run of requests in the frame's order; cutting keeps every request once and in order.
+The limits are the provider's, with their sources, and the smaller ones that serve better.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from batchframe.core.requests import Request
+from batchframe.errors import ParameterError
+
+__all__ = ["MAX_FILE_BYTES", "MAX_FILE_REQUESTS", "Limits", "cut_shards"]
+
+#: Requests in one batch: "up to 50,000 requests" (OpenAI, Batch guide and API spec, 2026-08).
+MAX_FILE_REQUESTS = 50_000
+#: Size of one input file, in bytes. The guide says 200 MB; the service's own refusal says "larger
+#: than the 209715200 maximum" (OpenAI, Batch guide and error text, 2026-08).
+MAX_FILE_BYTES = 209_715_200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How large shards may be and how many may be live at once.
+
+    The defaults stay well under the service's own limits: smaller files lose less when a download
+    breaks and come back sooner. Raises ParameterError for values that the service would refuse.
+    """
+
+    #: Requests in one shard, at most 50,000.
+    max_requests: int = 20_000
+    #: Size of one shard's input file, in bytes, at most 209,715,200.
+    max_bytes: int = 90_000_000
+    #: Prompt tokens that may be enqueued at once for the model, as your account's limits page
+    #: states it; None where you do not know it.
+    max_enqueued_tokens: int | None = None
+    #: Batches of the account that may be live at once.
+    max_live_batches: int = 64
+    #: How long to look for a batch whose creation got no answer before sending it again, in
+    #: seconds. A request may land minutes after its reply was lost.
+    reconcile_seconds: float = 600
+
+    def __post_init__(self) -> None:
+        for name, value, top in (
+            ("max_requests", self.max_requests, MAX_FILE_REQUESTS),
+            ("max_bytes", self.max_bytes, MAX_FILE_BYTES),
+            ("max_enqueued_tokens", self.max_enqueued_tokens, None),
+            ("max_live_batches", self.max_live_batches, None),
+        ):
+            if value is not None and not 1 <= value <= (top or value):
+                until = f" to {top:,}" if top else " upwards"
+                raise ParameterError(f"Limits({name}={value}) must be from 1{until}.")
+        if not self.reconcile_seconds >= 0:
+            raise ParameterError(
+                f"Limits(reconcile_seconds={self.reconcile_seconds}) must be 0 or more."
+            )
+
+
+def cut_shards(requests: Iterable[Request], limits: Limits) -> Iterator[list[Request]]:
+    """Cut requests into shards, as few as a single pass in order allows.
+
+    Each shard holds at most `max_requests` requests, `max_bytes` bytes and, where that is given,
+    `max_enqueued_tokens` estimated tokens. A request that alone exceeds the tokens goes by itself:
+    the estimate is cautious, and the provider decides. One that alone exceeds the bytes is the
+    caller's to refuse before anything is cut.
+    """
+    shard: list[Request] = []
+    n_bytes = n_tokens = 0
+    for request in requests:
+        over = (
+            len(shard) == limits.max_requests
+            or n_bytes + len(request.line) > limits.max_bytes
+            or (
+                limits.max_enqueued_tokens is not None
+                and n_tokens + request.n_tokens > limits.max_enqueued_tokens
+            )
+        )
+        if shard and over:
+            yield shard
+            shard, n_bytes, n_tokens = [], 0, 0
+        shard.append(request)
+        n_bytes += len(request.line)
+        n_tokens += request.n_tokens
+    if shard:
+        yield shard

@@ -1,0 +1,156 @@
+"""What all requests of a checkpoint share, as one immutable value with a fingerprint.
+
+keyword arguments -> Spec -> spec.json -> fingerprint. Two calls with equal specs share a
+checkpoint; anything that changes a request's meaning or its payer is part of the spec.
+"""
+
+import math
+import numbers
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from batchframe.errors import ParameterError
+
+__all__ = ["CHAT_COMPLETIONS", "SPEC_VERSION", "Account", "Spec", "json_value"]
+
+#: The endpoint of chat completions, as it stands in each line and in the batch.
+CHAT_COMPLETIONS = "/v1/chat/completions"
+#: Layout of the checkpoint directory. A checkpoint of another version is refused.
+SPEC_VERSION = 1
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True):
+    """Who answers and who pays. Compared with a checkpoint's, never read from it."""
+
+    #: Address of the API, ending in a slash.
+    base_url: str
+    #: The client's organization, or None for the key's default.
+    organization: str | None = None
+    #: The client's project, or None for the key's default.
+    project: str | None = None
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What all requests of a checkpoint share.
+
+    Specs are equal when their JSON is, because the JSON is what is sent: 0 and 0.0 differ, and so
+    do schemas whose properties stand in another order. The order of `params` does not matter.
+    """
+
+    #: Layout version of the checkpoint.
+    version: int = SPEC_VERSION
+    #: Path of the API that each request calls, "/v1/chat/completions".
+    endpoint: str = CHAT_COMPLETIONS
+    #: The model of every request: one input file may name only one.
+    model: str
+    #: The system message of every request, or None.
+    system: str | None = None
+    #: Further fields of every body (temperature, seed, ...), JSON values; sorted by name.
+    params: dict[str, Any] = {}
+    #: Who answers and who pays.
+    account: Account
+
+    def __post_init__(self) -> None:
+        # Only the names at the top: models answer in the order of a schema's properties.
+        msgspec.structs.force_setattr(self, "params", dict(sorted(self.params.items())))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and self.to_json() == other.to_json()
+
+    def __ne__(self, other: object) -> bool:  # a Struct does not make it of __eq__
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def to_json(self) -> bytes:
+        """The canonical JSON of the spec: equal specs have equal bytes."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Spec":
+        """Read back what `to_json` wrote; raises msgspec.DecodeError for anything else."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except UnicodeDecodeError as error:
+            raise msgspec.DecodeError(str(error)) from None
+
+    @property
+    def fingerprint(self) -> str:
+        """128 bits in hex that name the spec, and its default checkpoint directory."""
+        return blake2b(self.to_json(), digest_size=16).hexdigest()
+
+    def differences(self, other: "Spec") -> list[str]:
+        """One "name: theirs there, ours here" for each part in which `other` differs."""
+        theirs, ours = _flat(other), _flat(self)
+        return [
+            f"{name}: {_shown(theirs.get(name))} there, {_shown(ours.get(name))} here"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+        ]
+
+
+def _flat(spec: Spec) -> dict[str, bytes]:
+    """The JSON of each part, by its name."""
+    fields = msgspec.to_builtins(spec)
+    parts = {
+        **{name: fields[name] for name in ("version", "endpoint", "model", "system")},
+        **fields["params"],
+        **fields["account"],
+    }
+    return {name: msgspec.json.encode(value) for name, value in parts.items()}
+
+
+def _shown(encoded: bytes | None) -> str:
+    text = encoded.decode() if encoded is not None else "not set"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def json_value(value: Any, path: str) -> Any:
+    """A body parameter as plain JSON: dict, list, str, int, float, bool or None.
+
+    NumPy numbers become Python's, tuples become lists. `path` names the place in messages.
+    Raises ParameterError for anything that JSON cannot hold, NaN and infinity included.
+    """
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return _sendable(value, path)
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            number = float(value)
+            if not math.isfinite(number):
+                raise ParameterError(f"{path} is {number}, which JSON cannot hold.")
+            return number
+        case Mapping():
+            for key in value:
+                if not isinstance(key, str):
+                    raise ParameterError(f"{path} has the key {key!r}: JSON keys are strings.")
+            return {
+                _sendable(key, f"a key of {path}"): json_value(item, f"{path}.{key}")
+                for key, item in value.items()
+            }
+        case list() | tuple():
+            return [json_value(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        case _ if hasattr(value, "item") and getattr(value, "shape", None) == ():
+            return json_value(value.item(), path)  # numpy.bool and other zero-dimensional values
+        case _:
+            raise ParameterError(
+                f"{path} is a {type(value).__name__}, which JSON cannot hold. "
+                "Pass str, int, float, bool, None, or dicts and lists of them."
+            )
+
+
+def _sendable(text: str, path: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ParameterError(
+            f"{path} holds half a character (a lone surrogate), which cannot be sent."
+        ) from None
+    return str.__str__(text)  # subclasses, such as numpy.str_ and enumerations, as plain text

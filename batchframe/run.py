@@ -1,0 +1,217 @@
+"""One call at work on a checkpoint.
+
+The rows themselves are the plan: what the checkpoint has is taken, what is under way is waited
+for, and only the rest becomes new shards. So the same call again resumes, and a grown, re-ordered
+or edited frame pays only for what is new.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchframe.checkpoint import Checkpoint
+from batchframe.core.batches import Collected, Ended, Live, State
+from batchframe.core.requests import RowKeys, render_requests, row_keys
+from batchframe.core.retries import latest, unfinished
+from batchframe.core.shards import cut_shards
+from batchframe.core.spec import Spec
+from batchframe.engine import Engine, Job, Submission, default_engine
+from batchframe.errors import RowError, RunTimeoutError
+from batchframe.progress import Bars, Progress, Silence, Tally
+from batchframe.storage import Storage
+
+__all__ = ["Answers", "Options", "run_rows"]
+
+
+class Answers(NamedTuple):
+    """What the checkpoint holds for a call's rows."""
+
+    #: One row of RESULT_SCHEMA for each row key known to the checkpoint.
+    results: pa.Table
+    #: int64, one per input row, in the frame's order: its row of `results`, or null.
+    positions: pa.Int64Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a run works, beside what it sends."""
+
+    #: Further rounds for rows that failed with an error that another try can help.
+    max_retries: int = 3
+    #: Try again also rows of earlier calls that failed for good, were cancelled or are missing.
+    retry_failed: bool = False
+    #: Seconds to wait, or None for as long as it takes.
+    timeout: float | None = None
+    #: Show progress bars.
+    progress: bool = True
+
+
+def run_rows(
+    ids: pa.Array,
+    prompts: pa.Array,
+    spec: Spec,
+    submission: Submission,
+    path: Path,
+    *,
+    options: Options,
+    engine: Engine | None = None,
+    storage: Storage | None = None,
+) -> Answers:
+    """Send what the checkpoint lacks, wait for it, and give back what it then holds.
+
+    Args:
+        ids: Integers or strings, one per row, without nulls or duplicates.
+        prompts: Strings, one per row; null where nothing is to be sent.
+        spec: What all requests share.
+        submission: Provider, limits, window, polling.
+        path: The checkpoint's directory.
+        options: Retries, waiting, progress.
+        engine: Another engine than the process's own.
+        storage: Other file operations than the disk's.
+
+    Raises:
+        RowError: a row's request alone exceeds the size of a file.
+        RunTimeoutError: `timeout` passed; the batches go on.
+        CheckpointError: the directory cannot be used, or belongs to other work.
+        ProviderError: the service refused for good.
+    """
+    engine = engine or default_engine()
+    keys = row_keys(ids, prompts, spec)
+    _check_sizes(ids, keys, submission.limits.max_bytes)
+    checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
+    progress: Progress = Bars() if options.progress else Silence()
+    run = _Run(ids, prompts, keys.keys, checkpoint, submission, options, engine, progress)
+    try:
+        with progress, _resumable(run):
+            return run.drive()
+    finally:
+        engine.release(run.jobs)
+        checkpoint.close()
+
+
+@dataclass(slots=True)
+class _Run:
+    ids: pa.Array
+    prompts: pa.Array
+    keys: pa.FixedSizeBinaryArray
+    checkpoint: Checkpoint
+    submission: Submission
+    options: Options
+    engine: Engine
+    progress: Progress
+    jobs: list[Job] = field(default_factory=list)
+    #: Rows that this round sends, prepared or not, and the rows of the jobs among them.
+    n_planned: int = 0
+
+    def drive(self) -> Answers:
+        """Round after round until nothing is left to send."""
+        started = self.engine.clock.monotonic()
+        for round_ in range(self.options.max_retries + 1):
+            self._plan(round_)
+            if not self.jobs:
+                break
+            timeout = self.options.timeout
+            seconds = (
+                float("inf")
+                if timeout is None
+                else max(0.0, started + timeout - self.engine.clock.monotonic())
+            )
+            if not self.engine.wait(self.jobs, seconds=seconds, look=self._show):
+                raise RunTimeoutError(
+                    f"The batches were not done after {timeout} seconds. {self.how_to_resume()}"
+                )
+            self.engine.release(self.jobs)
+            self.jobs.clear()
+        results = latest(self.checkpoint.results())
+        return Answers(results, pc.index_in(self.keys, value_set=_keys_of(results)))
+
+    def how_to_resume(self) -> str:
+        """What goes on without this process, and what to do next."""
+        live = sum(isinstance(job.state, Live) for job in self.jobs)
+        return (
+            f"{live} batches go on at the provider. Nothing is lost, and nothing is paid again: "
+            f"run the same call again to resume. The checkpoint is {self.checkpoint.path}"
+        )
+
+    def _plan(self, round_: int) -> None:
+        """Watch the shards under way that hold our rows, and make shards of what is missing."""
+        checkpoint = self.checkpoint
+        with checkpoint.planning:
+            results = latest(checkpoint.results())
+            again = unfinished(results, retry_failed=self.options.retry_failed and round_ == 0)
+            settled = _keys_of(results.filter(pc.invert(again)))
+            wanted = pc.and_(
+                pc.is_valid(self.keys), pc.invert(pc.is_in(self.keys, value_set=settled))
+            )
+            for number, shard in list(checkpoint.shards.items()):
+                if isinstance(shard.state, Collected):
+                    continue
+                ours = pc.is_in(self.keys, value_set=_keys_of(checkpoint.requests(number)))
+                if pc.any(pc.and_(ours, wanted)).as_py():
+                    self._watch(number)
+                    wanted = pc.and_not(wanted, ours)
+            positions = pc.indices_nonzero(wanted)
+            self.n_planned = len(positions) + sum(_n_requests(job) for job in self.jobs)
+            self._show()
+            requests = render_requests(self.ids, self.prompts, positions, checkpoint.spec)
+            for shard_requests in cut_shards(requests, self.submission.limits):
+                self._watch(checkpoint.freeze(shard_requests, round_=round_))
+                self._show()
+
+    def _watch(self, number: int) -> None:
+        self.jobs.append(self.engine.watch(self.checkpoint, number, self.submission))
+
+    def _show(self) -> None:
+        prepared = sent = done = 0
+        for job in self.jobs:
+            n_requests, state = _n_requests(job), job.state
+            prepared += n_requests
+            sent += n_requests if isinstance(state, Live | Ended | Collected) else 0
+            done += _n_done(state, n_requests)
+        self.progress.show(Tally(total=self.n_planned, prepared=prepared, sent=sent, done=done))
+
+
+def _n_requests(job: Job) -> int:
+    return job.checkpoint.shards[job.number].frozen.n_requests
+
+
+def _n_done(state: State, n_requests: int) -> int:
+    match state:
+        case Live(batch=batch):
+            return min(batch.n_done, n_requests)
+        case Ended() | Collected():
+            return n_requests
+        case _:
+            return 0
+
+
+def _keys_of(table: pa.Table) -> pa.FixedSizeBinaryArray:
+    return table["row_key"].combine_chunks()
+
+
+def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
+    over = pc.indices_nonzero(pc.fill_null(pc.greater(keys.line_bytes, max_bytes), False))
+    if len(over):
+        first = over[0].as_py()
+        raise RowError(
+            f"{len(over)} rows are larger than a file may be ({max_bytes:,} bytes). The first is "
+            f"row {first}, id {ids[first].as_py()!r}, with {keys.line_bytes[first].as_py():,} "
+            "bytes. Nothing was sent. Shorten the prompt, or raise Limits(max_bytes=...)."
+        )
+
+
+@contextmanager
+def _resumable(run: _Run) -> Iterator[None]:
+    """Ctrl-C, and whatever else ends a run early, says how to come back."""
+    try:
+        yield
+    except RunTimeoutError:
+        raise
+    except BaseException as error:
+        error.add_note(run.how_to_resume())
+        raise

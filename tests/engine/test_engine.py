@@ -1,0 +1,361 @@
+"""Rows through the engine and a real HTTP server: each answered once, each paid once."""
+
+import threading
+from typing import Any
+
+import pytest
+
+import batchframe as bf
+from batchframe.core.shards import Limits
+from batchframe.emulator import Fault, LocalServer
+
+
+def rows_of(n: int) -> dict[int, str | None]:
+    return {i: f"question {i}" for i in range(n)}
+
+
+def completions(results: list[dict[str, Any] | None]) -> list[str | None]:
+    return [result["completion"] if result else None for result in results]
+
+
+def answers_to(rows: dict[int, str | None]) -> list[str | None]:
+    # The local server's model answers with a function of the prompt.
+    return [None if prompt is None else f"echo: {prompt}" for prompt in rows.values()]
+
+
+def assert_each_paid_once(server: LocalServer, n: int) -> None:
+    executions = server.executions()
+    assert len(executions) == n
+    assert set(executions.values()) == {1}
+
+
+def test_each_row_gets_the_answer_to_its_own_prompt(run, server):
+    rows = rows_of(50)
+
+    results = run(server, rows)
+
+    assert completions(results) == answers_to(rows)
+    assert {result["status"] for result in results} == {"ok"}
+    assert_each_paid_once(server, 50)
+
+
+def test_one_file_and_one_batch_are_created_for_rows_that_fit_one(run, server):
+    run(server, rows_of(50))
+
+    calls = server.calls()
+    assert (calls["files.create"], calls["batches.create"]) == (1, 1)
+
+
+def test_the_same_rows_again_send_nothing(run, server):
+    first = run(server, rows_of(20))
+    before = server.calls()
+
+    assert run(server, rows_of(20)) == first
+    assert server.calls() == before
+
+
+def test_a_grown_and_reordered_frame_pays_for_its_new_rows_only(run, server):
+    run(server, rows_of(20))
+    grown = dict(reversed(rows_of(25).items()))
+
+    assert completions(run(server, grown)) == answers_to(grown)
+    assert_each_paid_once(server, 25)
+
+
+def test_an_edited_prompt_is_sent_alone(run, server):
+    run(server, rows_of(20))
+    edited = rows_of(20) | {7: "another question"}
+
+    assert completions(run(server, edited)) == answers_to(edited)
+    assert_each_paid_once(server, 21)
+
+
+def test_rows_without_a_prompt_are_not_sent(run, server):
+    rows = rows_of(3) | {1: None}
+
+    assert completions(run(server, rows)) == ["echo: question 0", None, "echo: question 2"]
+    assert_each_paid_once(server, 2)
+
+
+def test_many_shards_come_back_in_the_order_of_the_rows(run, server):
+    rows = rows_of(95)
+
+    results = run(server, rows, limits=Limits(max_requests=10))
+
+    assert completions(results) == answers_to(rows)
+    assert server.calls()["batches.create"] == 10
+    assert_each_paid_once(server, 95)
+
+
+def test_no_more_batches_are_live_than_the_limit_allows(run, server):
+    run(server, rows_of(30), limits=Limits(max_requests=10, max_live_batches=1))
+
+    batches = sorted(server.client().batches.list().data, key=lambda batch: batch.created_at)
+    assert len(batches) == 3
+    for earlier, later in zip(batches, batches[1:], strict=False):
+        assert earlier.completed_at <= later.created_at
+
+
+def test_a_row_larger_than_a_file_is_refused_before_anything_is_sent(run, server):
+    rows = {0: "short", 1: "long " * 100}
+
+    with pytest.raises(bf.RowError, match=r"row 1, id 1, with \d+ bytes"):
+        run(server, rows, limits=Limits(max_bytes=400))
+
+    assert server.calls() == {}
+
+
+def test_two_threads_with_the_same_rows_share_one_batch(run, server):
+    rows, outcomes = rows_of(40), []
+    threads = [
+        threading.Thread(target=lambda: outcomes.append(completions(run(server, rows))))
+        for _ in range(4)
+    ]
+
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert outcomes == [answers_to(rows)] * 4
+    assert server.calls()["batches.create"] == 1
+    assert_each_paid_once(server, 40)
+
+
+# What goes wrong on the way
+
+
+@pytest.mark.parametrize("kind", ["reply-lost-after", "error-after:500", "error-after:429"])
+def test_a_batch_whose_reply_was_lost_is_found_and_not_created_again(run, server, kind):
+    server.inject(Fault("batches.create", kind))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert server.calls()["batches.create"] == 1
+    assert_each_paid_once(server, 10)
+
+
+def test_a_batch_that_lands_late_is_waited_for(run, server):
+    server.inject(Fault("batches.create", "lands-late:200"))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert server.calls()["batches.create"] == 1
+
+
+@pytest.mark.parametrize("kind", ["reset-before", "error-before:500", "error-before:429"])
+def test_a_create_that_never_arrived_is_sent_again_after_ten_minutes(run, server, clock, kind):
+    server.inject(Fault("batches.create", kind))
+    rows, started = rows_of(10), clock.now()
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert clock.now() - started >= 600
+    assert server.calls()["batches.create"] == 2
+    assert_each_paid_once(server, 10)
+
+
+def test_a_file_that_was_given_up_is_deleted_so_that_no_late_batch_can_read_it(run, server):
+    server.inject(Fault("batches.create", "reset-before"))
+
+    run(server, rows_of(10))
+
+    calls = server.calls()
+    assert (calls["files.create"], calls["files.delete"]) == (2, 1)
+
+
+def test_a_listing_that_fails_is_no_proof_that_there_is_no_batch(run, server):
+    server.inject(Fault("batches.create", "reply-lost-after"))
+    server.inject(Fault("batches.list", "error-before:500", times=5))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert server.calls()["batches.create"] == 1
+
+
+def test_a_file_that_is_not_visible_yet_is_tried_again(run, server):
+    server.inject(Fault("batches.create", "not-visible", times=3))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    calls = server.calls()
+    assert (calls["files.create"], calls["batches.create"]) == (1, 4)
+    assert_each_paid_once(server, 10)
+
+
+def test_an_upload_whose_reply_was_lost_is_sent_again(run, server):
+    server.inject(Fault("files.create", "reply-lost-after"))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    calls = server.calls()
+    assert (calls["files.create"], calls["batches.create"]) == (2, 1)
+
+
+def test_looks_that_fail_change_nothing(run, server):
+    server.inject(Fault("batches.retrieve", "error-before:502", times=50))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert server.calls()["batches.create"] == 1
+
+
+def test_retry_after_is_waited_for_however_long_it_is(run, server, clock):
+    server.inject(Fault("batches.retrieve", "error-before:429:3600"))
+    started = clock.now()
+
+    run(server, rows_of(10))
+
+    assert clock.now() - started >= 3600
+
+
+@pytest.mark.parametrize("kind", ["truncate:100", "truncate-silent:100", "error-before:502"])
+def test_a_broken_download_is_fetched_again(run, server, kind):
+    server.inject(Fault("files.content", kind))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert server.calls()["files.content"] == 2
+
+
+def test_an_unknown_status_word_means_still_running(run, server):
+    server.inject(Fault("batches.retrieve", "unknown-status:pondering", times=5))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert server.calls()["batches.create"] == 1
+
+
+def test_empty_file_ids_and_null_counts_are_read_as_none(run, server):
+    server.inject(Fault("batches.retrieve", "empty-file-ids", times=None))
+    server.inject(Fault("batches.retrieve", "null-counts", times=None))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+
+
+def test_a_line_that_is_missing_is_said_and_never_sent_again_silently(run, server):
+    server.inject(Fault("output", "drop-line"))
+
+    first = run(server, rows_of(10))
+    again = run(server, rows_of(10))
+
+    assert sorted(result["status"] for result in first) == ["missing"] + ["ok"] * 9
+    assert again == first
+    assert_each_paid_once(server, 10)
+
+
+def test_a_missing_line_is_sent_again_when_asked(run, server):
+    server.inject(Fault("output", "drop-line"))
+    run(server, rows_of(10))
+
+    results = run(server, rows_of(10), retry_failed=True)
+
+    assert completions(results) == answers_to(rows_of(10))
+    assert sorted(server.executions().values()) == [1] * 9 + [2]
+
+
+def test_a_broken_service_is_tried_again_in_further_rounds(run, clock):
+    failures = {"question 3": 2}
+
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        prompt = body["messages"][-1]["content"]
+        if failures.get(prompt, 0) > 0:
+            failures[prompt] -= 1
+            return 500, {"error": {"message": "broken", "type": "server_error", "code": None}}
+        return 200, {"choices": [{"message": {"content": prompt}, "finish_reason": "stop"}]}
+
+    with LocalServer(answer, clock=clock) as server:
+        results = run(server, rows_of(10))
+
+        assert completions(results) == list(rows_of(10).values())
+        assert server.calls()["batches.create"] == 3
+
+
+def test_rounds_end_at_max_retries_and_a_later_call_goes_on(run, clock):
+    answers = {"calls": 0}
+
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        answers["calls"] += 1
+        if answers["calls"] <= 2:
+            return 503, {"error": {"message": "overloaded", "type": None, "code": None}}
+        return 200, {"choices": [{"message": {"content": "at last"}, "finish_reason": "stop"}]}
+
+    with LocalServer(answer, clock=clock) as server:
+        (result,) = run(server, rows_of(1), max_retries=1)
+        assert (result["status"], result["error_code"]) == ("failed", "http_503")
+
+        assert completions(run(server, rows_of(1), max_retries=1)) == ["at last"]
+
+
+def test_a_row_that_the_service_refused_for_good_is_not_sent_again(run, clock):
+    refusal = {"error": {"message": "no", "type": "invalid_request_error", "code": "bad_prompt"}}
+
+    with LocalServer(lambda body: (400, refusal), clock=clock) as server:
+        (result,) = run(server, rows_of(1))
+        run(server, rows_of(1))
+
+        assert (result["status"], result["error_code"], result["error_message"]) == (
+            "failed",
+            "bad_prompt",
+            "no",
+        )
+        assert server.calls()["batches.create"] == 1
+
+
+def test_an_expired_batch_keeps_what_was_paid_and_sends_only_the_rest_again(run, clock):
+    # Five rows a batch, five hours apart: the window of 24 hours ends before the fifth.
+    with LocalServer(clock=clock, row_seconds=5 * 3600) as server:
+        rows = rows_of(5)
+
+        results = run(server, rows)
+
+        assert completions(results) == answers_to(rows)
+        assert_each_paid_once(server, 5)
+        assert server.calls()["batches.create"] == 2
+
+
+def test_the_wait_can_end_before_the_batches_and_the_same_call_resumes(run, clock):
+    with LocalServer(clock=clock, stage_seconds=3600) as server:
+        with pytest.raises(bf.RunTimeoutError, match="1 batches go on.*run the same call again"):
+            run(server, rows_of(10), timeout=60)
+
+        assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
+        assert server.calls()["batches.create"] == 1
+
+
+def test_a_batch_of_another_project_is_never_sent_again(run, server, clock):
+    server.inject(Fault("batches.retrieve", "error-before:404", times=1))
+
+    with pytest.raises(bf.AccountMismatchError, match="another project"):
+        run(server, rows_of(10))
+    run(server, rows_of(10))
+
+    assert server.calls()["batches.create"] == 1
+
+
+def test_a_refused_key_stops_the_run_and_a_valid_one_resumes(run, server):
+    server.inject(Fault("batches.retrieve", "error-before:401"))
+
+    with pytest.raises(bf.AuthenticationError, match="resumes") as caught:
+        run(server, rows_of(10))
+
+    assert any("run the same call again" in note for note in caught.value.__notes__)
+    assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
+    assert server.calls()["batches.create"] == 1
+
+
+def test_a_batch_that_is_refused_fails_its_rows_with_the_services_words(run, clock):
+    with LocalServer(clock=clock, enqueued_token_limit={"gpt-4o": 1}) as server:
+        (result,) = run(server, rows_of(1), model="gpt-4o", max_retries=0)
+
+    assert (result["status"], result["error_code"]) == ("failed", "token_limit_exceeded")
+    assert "Enqueued token limit reached for gpt-4o" in result["error_message"]
+
+
+def test_no_thread_of_the_engine_outlives_its_work(run, server):
+    run(server, rows_of(10))
+
+    for thread in threading.enumerate():
+        if thread.name.startswith("batchframe"):
+            thread.join(5)
+            assert not thread.is_alive()
