@@ -343,21 +343,21 @@ def _poll(job: Job, batch_id: str, clock: Clock) -> float:
 
 def _collect(job: Job, batch: BatchSeen) -> float:
     checkpoint = job.checkpoint
-    files: dict[DownloadKind, str | None] = {
+    ids: dict[DownloadKind, str | None] = {
         "output": batch.output_file_id,
         "error": batch.error_file_id,
     }
-    downloads: dict[DownloadKind, str] = {}
-    for kind, file_id in files.items():
+    digests: dict[str, str] = {}
+    for kind, file_id in ids.items():
         if file_id is not None:
             with checkpoint.download(job.number, kind) as target:
-                downloads[kind] = job.submission.provider.download(file_id, target)
+                digests[kind] = job.submission.provider.download(file_id, target)
     requests = checkpoint.requests(job.number)
     collected = collect_results(
         requests["row_key"].to_pylist(),
         requests["id"].combine_chunks(),
         chain.from_iterable(
-            split_lines(checkpoint.downloaded(job.number, kind)) for kind in downloads
+            split_lines(checkpoint.downloaded(job.number, kind)) for kind in ids if kind in digests
         ),
         batch_id=batch.batch_id,
         ended=batch.status.value,
@@ -371,7 +371,7 @@ def _collect(job: Job, batch: BatchSeen) -> float:
         job.number,
         table.set_column(table.schema.get_field_index("cost_usd"), "cost_usd", costs),
         ResultsCommitted(
-            downloads={**downloads},
+            downloads=digests,
             n_duplicate=collected.n_duplicate,
             n_foreign=collected.n_foreign,
             n_unreadable=collected.n_unreadable,

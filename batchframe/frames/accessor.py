@@ -1,0 +1,303 @@
+"""`complete` and its accessor: one signature, one docstring.
+
+`bf.complete(df, ...)` is the function and the typed way; `df.openai_batch.complete(...)` is the
+same function with the frame in front. pandas makes a new accessor at every access, so it holds
+nothing but the frame. Heavy libraries are imported when a call needs them.
+"""
+
+import functools
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+
+from batchframe.errors import ParameterError
+
+if TYPE_CHECKING:
+    import openai
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
+
+    from batchframe.core.shards import Limits
+    from batchframe.core.spec import Spec
+
+__all__ = ["OpenAIBatch", "complete", "register"]
+
+FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
+P = ParamSpec("P")
+
+#: Directory under the working directory in which checkpoints are found by their spec.
+_HOME = ".batchframe"
+
+
+def complete(
+    frame: FrameT,
+    /,
+    prompt_col: Hashable,
+    id_col: Hashable,
+    *,
+    model: str,
+    system: str | None = None,
+    output: str = "completion",
+    checkpoint: str | Path | None = None,
+    max_retries: int = 3,
+    retry_failed: bool = False,
+    limits: "Limits | None" = None,
+    completion_window: str = "24h",
+    poll_interval: float | None = None,
+    timeout: float | None = None,
+    progress: bool = True,
+    details: bool = False,
+    client: "openai.OpenAI | None" = None,
+    **params: Any,
+) -> FrameT:
+    """Run a column of prompts through the OpenAI Batch API.
+
+    Each row becomes one request. The answers, tokens and costs come back as new columns of the
+    same frame: same rows, same order, same index; the frame that was passed is not changed. What
+    was paid for is kept in the checkpoint, so the same call again sends nothing, a grown or edited
+    frame pays for its new rows only, and a call that was interrupted resumes.
+
+    Args:
+        frame: A pandas or Polars DataFrame.
+        prompt_col: The column with the prompts, text. Null and empty prompts are not sent.
+        id_col: The column with the ids: integers or text, unique, without nulls.
+        model: The model that answers, such as "gpt-4o-mini".
+        system: One system message for all rows.
+        output: Names the new columns, so that several calls live side by side.
+        checkpoint: The directory that keeps shards and results; None finds one under
+            `.batchframe/` by model, parameters and account.
+        max_retries: Further rounds for rows whose error may pass: overload, expiry.
+        retry_failed: Try again also rows of earlier calls that failed for good, were cancelled,
+            or are missing.
+        limits: How large batches may be, and how many may be live at once.
+        completion_window: The window within which the provider promises to answer.
+        poll_interval: Seconds between looks at a batch; None adapts to its age.
+        timeout: Seconds to wait; None waits as long as it takes.
+        progress: Show progress bars where there is a terminal or a notebook.
+        details: Add columns with finish reason, model, request id and batch id.
+        client: An `openai.OpenAI` client; None makes one from the environment.
+        **params: Further body fields, as the SDK names them: temperature=0, seed=42, ...
+
+    Returns:
+        A new frame of the same type with the columns, each one entry per row, in the frame's order:
+        `completion` (text), `completion_status`, `completion_error`, `completion_input_tokens`,
+        `completion_cached_tokens`, `completion_output_tokens`, `completion_reasoning_tokens`
+        (integers) and `completion_cost_usd` (float; null where the model's price is unknown).
+
+    Raises:
+        InputError: the call or the frame does not fit; nothing was sent.
+        ApiKeyError: there is no usable key; nothing was sent.
+        CheckpointError: the checkpoint is in use, broken, or of another spec.
+        ProviderError: the service refused for good.
+        RunTimeoutError: `timeout` passed; the batches go on, and the same call resumes.
+
+    Example:
+        >>> import batchframe as bf, pandas as pd
+        >>> df = pd.DataFrame({"id": [1, 2], "prompt": ["2 + 2?", "3 + 3?"]})
+        >>> with bf.emulator.LocalServer() as server:
+        ...     out = df.openai_batch.complete(
+        ...         "prompt", "id", model="gpt-4o-mini", client=server.client(), progress=False
+        ...     )
+        >>> list(out["completion"])
+        ['echo: 2 + 2?', 'echo: 3 + 3?']
+    """
+    adapter = _adapter(frame)
+    _check_arguments(
+        model=model,
+        system=system,
+        output=output,
+        max_retries=max_retries,
+        completion_window=completion_window,
+        poll_interval=poll_interval,
+        timeout=timeout,
+    )
+    from batchframe.core.columns import column_names, result_columns
+    from batchframe.frames import inputs
+
+    labels = adapter.labels(frame)
+    inputs.check_label(prompt_col, "prompt_col", labels)
+    inputs.check_label(id_col, "id_col", labels)
+    inputs.check_free(column_names(output, details=details), labels, output)
+    body = _body_params(params)
+    prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
+    ids = inputs.ids(adapter.column(frame, id_col), id_col)
+
+    from batchframe.core.results import RESULT_SCHEMA
+
+    if prompts.null_count == len(prompts):
+        import pyarrow as pa
+
+        results, positions = RESULT_SCHEMA.empty_table(), pa.nulls(len(prompts), pa.int64())
+    else:
+        from batchframe.client import Provider
+        from batchframe.core.shards import Limits
+        from batchframe.core.spec import Spec
+        from batchframe.engine import Submission
+        from batchframe.run import Options, run_rows
+
+        provider = Provider(client)
+        spec = Spec(model=model, system=system, params=body, account=provider.account)
+        results, positions = run_rows(
+            ids,
+            prompts,
+            spec,
+            Submission(
+                provider=provider,
+                limits=limits or Limits(),
+                completion_window=completion_window,
+                poll_interval=poll_interval,
+            ),
+            Path(checkpoint) if checkpoint is not None else Path(_HOME) / spec.fingerprint,
+            options=Options(
+                max_retries=max_retries,
+                retry_failed=retry_failed,
+                timeout=timeout,
+                progress=progress,
+            ),
+        )
+        _warn_of_unknown_prices(results, spec)
+    columns = result_columns(
+        results, positions, skipped=prompts.is_null(), output=output, details=details
+    )
+    return cast("FrameT", adapter.attach(frame, columns, like=prompt_col))
+
+
+def _method(
+    function: Callable[Concatenate[Any, P], Any],
+) -> Callable[Concatenate["OpenAIBatch", P], Any]:
+    """The function with the accessor's frame as its first argument."""
+
+    @functools.wraps(function)
+    def method(self: "OpenAIBatch", /, *args: P.args, **kwargs: P.kwargs) -> Any:
+        return function(self._frame, *args, **kwargs)
+
+    signature = inspect.signature(function)
+    frame, *others = signature.parameters.values()
+    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[frame.replace(name="self", annotation=inspect.Parameter.empty), *others]
+    )
+    return cast("Callable[Concatenate[OpenAIBatch, P], Any]", method)
+
+
+class OpenAIBatch:
+    """`df.openai_batch`: the Batch API on the columns of this frame."""
+
+    def __init__(self, frame: Any) -> None:
+        """Take the frame; nothing is done with it before a method is called."""
+        self._frame = frame
+
+    complete = _method(complete)
+
+
+def register(library: Any) -> None:
+    """Give the DataFrames of an imported pandas or Polars the accessor `openai_batch`."""
+    if hasattr(library.DataFrame, "openai_batch"):  # a notebook that reloads modules
+        return
+    if library.__name__ == "pandas":
+        library.api.extensions.register_dataframe_accessor("openai_batch")(OpenAIBatch)
+    else:
+        library.api.register_dataframe_namespace("openai_batch")(OpenAIBatch)
+
+
+class _Adapter(Protocol):
+    """What each frame library's module offers."""
+
+    def labels(self, frame: Any) -> list[Hashable]: ...
+
+    def column(self, frame: Any, label: Hashable) -> "pa.Array": ...
+
+    def attach(self, frame: Any, columns: "pa.Table", *, like: Hashable) -> Any: ...
+
+
+def _adapter(frame: object) -> _Adapter:
+    # A frame's library is imported already: looking it up imports nothing.
+    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
+    if pandas is not None and isinstance(frame, pandas.DataFrame):
+        from batchframe.frames import pandas as pandas_adapter
+
+        return cast("_Adapter", pandas_adapter)
+    if polars is not None and isinstance(frame, polars.DataFrame):
+        from batchframe.frames import polars as polars_adapter
+
+        return cast("_Adapter", polars_adapter)
+    hint = " Collect it first." if type(frame).__name__ == "LazyFrame" else ""
+    raise ParameterError(
+        f"A {type(frame).__name__} was passed; complete() takes pandas and Polars DataFrames.{hint}"
+    )
+
+
+def _check_arguments(
+    *,
+    model: object,
+    system: object,
+    output: object,
+    max_retries: object,
+    completion_window: object,
+    poll_interval: object,
+    timeout: object,
+) -> None:
+    if not isinstance(model, str) or not model.strip():
+        raise ParameterError(
+            f"model={model!r} names no model. Pass its name, for example model='gpt-4o-mini'."
+        )
+    if system is not None and not isinstance(system, str):
+        raise ParameterError(f"system must be text, not {type(system).__name__}.")
+    if not isinstance(output, str) or not output:
+        raise ParameterError(f"output={output!r} cannot name columns. Pass a word.")
+    if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
+        raise ParameterError(f"max_retries={max_retries!r} must be a whole number from 0 upwards.")
+    if not isinstance(completion_window, str) or not re.fullmatch(r"\d+[hd]", completion_window):
+        raise ParameterError(
+            f"completion_window={completion_window!r} is not a window such as '24h'."
+        )
+    for name, value in (("poll_interval", poll_interval), ("timeout", timeout)):
+        if value is not None and not (isinstance(value, int | float) and value >= 0):
+            raise ParameterError(f"{name}={value!r} must be seconds, 0 or more.")
+
+
+#: Body fields that a call cannot set, and why.
+_REFUSED = {
+    "messages": "the messages are made of prompt_col and system",
+    "stream": "the Batch API cannot stream",
+    "stream_options": "the Batch API cannot stream",
+}
+
+
+def _body_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The body fields beside model and messages, as JSON values."""
+    from batchframe.client import CHAT_PARAMETERS
+    from batchframe.core.spec import json_value
+    from batchframe.frames.inputs import closest
+
+    for name in params:
+        if name in _REFUSED:
+            raise ParameterError(f"{name}= cannot be set: {_REFUSED[name]}.")
+        if name not in CHAT_PARAMETERS:
+            own = [key for key in inspect.signature(complete).parameters if key != "params"]
+            near = closest(name, [*own, *sorted(CHAT_PARAMETERS)])
+            meant = f" Did you mean {near!r}?" if near else ""
+            raise ParameterError(
+                f"complete() and the API know no keyword {name!r}.{meant} Nothing was sent."
+            )
+    body = {name: json_value(value, name) for name, value in params.items()}
+    if body.get("n", 1) != 1:
+        raise ParameterError(
+            f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
+        )
+    return body
+
+
+def _warn_of_unknown_prices(results: "pa.Table", spec: "Spec") -> None:
+    from batchframe.core.prices import unpriced_models
+
+    models = unpriced_models(results, spec.model)
+    if models:
+        warnings.warn(
+            f"No price is known for {', '.join(models)}: their cost is null, not zero.",
+            stacklevel=3,
+        )

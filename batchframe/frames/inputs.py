@@ -1,0 +1,131 @@
+"""A frame's columns -> ids and prompts that can be sent, or an error that names the rows.
+
+Nothing is coerced: a float id or a number among prompts is a mistake more often than not, and a
+mistake costs money here.
+"""
+
+import difflib
+from collections.abc import Hashable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchframe.errors import ColumnError, RowError
+
+__all__ = ["check_free", "check_label", "closest", "ids", "prompts"]
+
+#: Rows that a message names before it says "and more".
+_SHOWN = 5
+
+
+def check_label(label: Hashable, role: str, labels: Sequence[Hashable]) -> None:
+    """Raise ColumnError unless exactly one column has this label."""
+    found = labels.count(label)
+    if found > 1:
+        raise ColumnError(
+            f"{found} columns are named {label!r}; {role} must name one. Rename them first."
+        )
+    if found == 0:
+        near = closest(str(label), [str(known) for known in labels])
+        meant = f" Did you mean {near!r}?" if near else ""
+        raise ColumnError(
+            f"There is no column {label!r} for {role}.{meant} "
+            f"The columns are {', '.join(map(repr, labels)) or 'none'}."
+        )
+
+
+def check_free(names: Sequence[str], labels: Sequence[Hashable], output: str) -> None:
+    """Raise ColumnError if a new column would replace one that exists."""
+    taken = [name for name in names if name in labels]
+    if taken:
+        raise ColumnError(
+            f"The frame has {'a column' if len(taken) == 1 else 'columns'} "
+            f"{', '.join(map(repr, taken))} already. Choose other names with output=, for example "
+            f"output={output + '_2'!r}, or drop them first. Nothing was sent."
+        )
+
+
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is most like `name`, or None."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
+def prompts(column: pa.Array, label: Hashable) -> pa.Array:
+    """Strings, one per row; null where nothing is to be sent: null and empty prompts."""
+    column = _plain(column)
+    if pa.types.is_null(column.type):
+        return pa.nulls(len(column), pa.large_string())
+    if not _is_text(column.type):
+        raise ColumnError(
+            f"Column {label!r} holds {column.type}, and prompts are text: "
+            f"{_examples(column, pc.indices_nonzero(pc.is_valid(column)))}. Make text of it first."
+        )
+    text = pc.cast(column, pa.large_string())
+    return pc.if_else(pc.equal(pc.binary_length(text), 0), pa.scalar(None, text.type), text)
+
+
+def ids(column: pa.Array, label: Hashable) -> pa.Array:
+    """Integers or strings, one per row, no nulls, no duplicates."""
+    column = _plain(column)
+    nulls = pc.indices_nonzero(pc.is_null(column))
+    if len(nulls):
+        raise RowError(
+            f"{len(nulls)} ids in column {label!r} are null, the first in {_rows(nulls)}. Every "
+            "row needs an id of its own: fill them, or drop those rows."
+        )
+    if not (pa.types.is_integer(column.type) or _is_text(column.type)):
+        every = pa.array(range(min(len(column), _SHOWN)), pa.uint64())
+        raise ColumnError(
+            f"Column {label!r} holds {column.type}: {_examples(column, every)}. Ids are integers "
+            "or text: cast the column first, for example to Int64 or str."
+        )
+    duplicates = _duplicates(column)
+    if len(duplicates):
+        raise RowError(
+            f"{len(duplicates)} ids in column {label!r} stand there before: "
+            f"{_examples(column, duplicates)}. Every row needs an id of its own: drop or number "
+            "the duplicates."
+        )
+    return column
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """Categories as their values."""
+    if pa.types.is_dictionary(column.type):
+        return column.dictionary_decode()
+    return column
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return kind in {pa.string(), pa.large_string(), pa.string_view()}
+
+
+def _duplicates(column: pa.Array) -> pa.Array:
+    """The rows whose value stands in an earlier row."""
+    if pa.types.is_string_view(column.type):
+        column = pc.cast(column, pa.large_string())
+    if pc.count_distinct(column).as_py() == len(column):
+        return pa.array([], pa.uint64())
+    first = pc.index_in(column, value_set=column)
+    return pc.indices_nonzero(pc.not_equal(first, pa.array(range(len(column)), pa.int32())))
+
+
+def _rows(rows: pa.Array) -> str:
+    shown = ", ".join(str(row) for row in rows[:_SHOWN].to_pylist())
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{' and more' if len(rows) > _SHOWN else ''}"
+
+
+def _examples(column: pa.Array, rows: pa.Array) -> str:
+    shown = [
+        f"{_short(value)} in row {row}"
+        for row, value in zip(
+            rows[:_SHOWN].to_pylist(), column.take(rows[:_SHOWN]).to_pylist(), strict=True
+        )
+    ]
+    return ", ".join(shown) + (" and more" if len(rows) > _SHOWN else "")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
