@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
-from typing import NoReturn
 
 from batchframe.checkpoint import Checkpoint, DownloadKind
 from batchframe.client import Provider, Unavailable
@@ -287,23 +286,23 @@ def _create(job: Job, file_id: str, clock: Clock) -> float:
             return poll_delay(0.0, submission.poll_interval)
         case CreateRefused():
             checkpoint.commit(job.number, outcome)
-            _refused(outcome)
+            raise _refusal(outcome)
         case None:
             _log.warning("shard %s: the create got no answer; looking for its batch", job.number)
             job.searches, job.searched_since = 0, None
             return 0.0
 
 
-def _refused(refusal: CreateRefused) -> NoReturn:
-    message = f"The batch was refused: {refusal.code}, {refusal.message!r}. Nothing was billed."
-    if refusal.code in {"http_401", "http_403", "invalid_api_key"}:
-        raise AuthenticationError(f"{message} Set a valid key and run the same call again.")
+def _refusal(outcome: CreateRefused) -> Exception:
+    message = f"The batch was refused: {outcome.code}, {outcome.message!r}. Nothing was billed."
+    if outcome.code in {"http_401", "http_403", "invalid_api_key"}:
+        return AuthenticationError(f"{message} Set a valid key and run the same call again.")
     # A file that was just uploaded may not be visible yet, and a full queue empties (openai's
     # guide and field reports, 2026-08); anything else will not change.
-    not_visible = "cannot find file" in refusal.message.lower()
-    if not_visible or refusal.code in RETRYABLE_CODES:
-        raise Unavailable(message)
-    raise ProviderError(f"{message} Change the call and run it again.")
+    not_visible = "cannot find file" in outcome.message.lower()
+    if not_visible or outcome.code in RETRYABLE_CODES:
+        return Unavailable(message)
+    return ProviderError(f"{message} Change the call and run it again.")
 
 
 def _reconcile(job: Job, search: Reconcile, clock: Clock) -> float:

@@ -1,5 +1,6 @@
 """Rows through the engine and a real HTTP server: each answered once, each paid once."""
 
+import itertools
 import threading
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_no_more_batches_are_live_than_the_limit_allows(run, server):
 
     batches = sorted(server.client().batches.list().data, key=lambda batch: batch.created_at)
     assert len(batches) == 3
-    for earlier, later in zip(batches, batches[1:], strict=False):
+    for earlier, later in itertools.pairwise(batches):
         assert earlier.completed_at <= later.created_at
 
 
@@ -316,7 +317,7 @@ def test_an_expired_batch_keeps_what_was_paid_and_sends_only_the_rest_again(run,
 
 def test_the_wait_can_end_before_the_batches_and_the_same_call_resumes(run, clock):
     with LocalServer(clock=clock, stage_seconds=3600) as server:
-        with pytest.raises(bf.RunTimeoutError, match="1 batches go on.*run the same call again"):
+        with pytest.raises(bf.RunTimeoutError, match=r"1 batches go on.*run the same call again"):
             run(server, rows_of(10), timeout=60)
 
         assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
