@@ -9,6 +9,7 @@ later; or a ProviderError, when that would not help. `create` has a fourth: None
 """
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 import httpx2
+import msgspec
 import openai
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
@@ -32,7 +34,7 @@ from batchframe.errors import (
 )
 
 if TYPE_CHECKING:
-    from openai._models import BaseModel
+    from openai._legacy_response import LegacyAPIResponse
 
 __all__ = ["CHAT_PARAMETERS", "Provider", "Unavailable"]
 
@@ -83,7 +85,9 @@ class Provider:
         """Send an input file under a name that ends in .jsonl. Returns its id."""
         with _calls("The upload of an input file"):
             seen = _fields(
-                self._client.files.create(file=(name, file, "application/jsonl"), purpose="batch")
+                self._client.files.with_raw_response.create(
+                    file=(name, file, "application/jsonl"), purpose="batch"
+                )
             )
             file_id = _checked_id(seen.get("id"))
         if seen.get("bytes") not in {None, n_bytes}:
@@ -97,7 +101,7 @@ class Provider:
         try:
             return _batch_seen(
                 _fields(
-                    self._client.batches.create(
+                    self._client.batches.with_raw_response.create(
                         input_file_id=file_id,
                         endpoint=endpoint,  # type: ignore[arg-type]
                         completion_window=window,  # type: ignore[arg-type]
@@ -108,7 +112,8 @@ class Provider:
         except openai.APIStatusError as error:
             if error.status_code in _REFUSED and isinstance(error.body, Mapping):
                 return CreateRefused(
-                    code=str(error.code or f"http_{error.status_code}"), message=error.message
+                    code=str(error.code or f"http_{error.status_code}"),
+                    message=_without_key(error.message),  # it goes into the log
                 )
             return None
         except (openai.OpenAIError, Unavailable):
@@ -117,7 +122,8 @@ class Provider:
     def retrieve(self, batch_id: str) -> BatchSeen:
         """What the provider says of a batch now."""
         with _calls("Asking for a batch", known=f"The batch {batch_id}"):
-            return _batch_seen(_fields(self._client.batches.retrieve(_checked_id(batch_id))))
+            calls = self._client.batches.with_raw_response
+            return _batch_seen(_fields(calls.retrieve(_checked_id(batch_id))))
 
     def find(self, *, file_id: str, token: str, since: float) -> list[BatchSeen]:
         """The batches that read this file or carry this token, the oldest first.
@@ -125,18 +131,29 @@ class Provider:
         Lists the account's batches back past `since` (seconds since the epoch), however many pages
         that takes; returning means that the listing was complete.
         """
-        found: dict[str, BatchSeen] = {}
+        listed: dict[str, BatchSeen] = {}
         after: str | openai.Omit = openai.omit
         while True:
             with _calls("Listing batches"):
-                page = self._client.batches.list(limit=_PAGE, after=after)
-                batches = [_batch_seen(_fields(batch)) for batch in page.data]
-            for batch in batches:
-                if batch.input_file_id == file_id or batch.metadata.get("token") == token:
-                    found[batch.batch_id] = batch
-            passed = any(batch.created_at < since - _CLOCK_SKEW for batch in batches)
-            if passed or not batches or page.has_more is False:
-                return sorted(found.values(), key=lambda seen: (seen.created_at, seen.batch_id))
+                calls = self._client.batches.with_raw_response
+                page = _fields(calls.list(limit=_PAGE, after=after))
+            data, has_more = page.get("data"), page.get("has_more")
+            if not isinstance(data, list):
+                raise Unavailable("the answer holds no list of batches")
+            batches = [_batch_seen(_mapping(batch)) for batch in data]
+            news = [batch for batch in batches if batch.batch_id not in listed]
+            if batches and not news and has_more:
+                raise Unavailable("the listing of batches repeats itself")
+            listed.update((batch.batch_id, batch) for batch in news)
+            # A date that is not given proves nothing.
+            passed = any(0 < batch.created_at < since - _CLOCK_SKEW for batch in batches)
+            if passed or not news or has_more is False:
+                found = [
+                    batch
+                    for batch in listed.values()
+                    if batch.input_file_id == file_id or batch.metadata.get("token") == token
+                ]
+                return sorted(found, key=lambda seen: (seen.created_at, seen.batch_id))
             after = batches[-1].batch_id
 
     def download(self, file_id: str, target: BinaryIO) -> str:
@@ -145,7 +162,8 @@ class Provider:
         Returns the hex SHA-256 of what was written.
         """
         with _calls("Downloading a file", known=f"The file {file_id}"):
-            expected = _fields(self._client.files.retrieve(_checked_id(file_id))).get("bytes")
+            calls = self._client.files.with_raw_response
+            expected = _fields(calls.retrieve(_checked_id(file_id))).get("bytes")
             n_bytes, digest = 0, sha256()
             with self._client.files.with_streaming_response.content(file_id) as response:
                 for piece in response.iter_bytes(1 << 20):
@@ -158,15 +176,15 @@ class Provider:
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file of ours; fine if it is gone."""
-        with _calls("Deleting a file"):
-            with suppress(openai.NotFoundError):
-                self._client.files.delete(_checked_id(file_id))
+        with _calls("Deleting a file"), suppress(openai.NotFoundError):
+            # Read, because a proxy's page deletes nothing.
+            _fields(self._client.files.with_raw_response.delete(_checked_id(file_id)))
 
     def cancel(self, batch_id: str) -> None:
         """Ask for a batch of ours to be cancelled; what it did so far stays paid."""
-        with _calls("Cancelling a batch"):
-            with suppress(openai.ConflictError):  # it ended by itself
-                self._client.batches.cancel(_checked_id(batch_id))
+        # A conflict says that it ended by itself.
+        with _calls("Cancelling a batch"), suppress(openai.ConflictError):
+            _fields(self._client.batches.with_raw_response.cancel(_checked_id(batch_id)))
 
 
 @contextmanager
@@ -211,17 +229,21 @@ def _status_error(error: openai.APIStatusError, what: str, known: str | None) ->
 
 def _retry_after(error: openai.APIStatusError) -> float | None:
     try:
-        return float(error.response.headers.get("retry-after", ""))
+        seconds = float(error.response.headers.get("retry-after", ""))
     except ValueError:
         return None
+    return seconds if 0 <= seconds < math.inf else None
 
 
-def _fields(answer: "BaseModel | str") -> dict[str, Any]:
-    """An answer as plain fields: some services leave out or null what the SDK's types promise."""
-    if not isinstance(answer, openai.BaseModel):
-        # A proxy's page, for one: the SDK hands text through where JSON was due.
-        raise Unavailable("the answer was not JSON")
-    return answer.to_dict(mode="json")
+def _fields(answer: "LegacyAPIResponse[Any]") -> dict[str, Any]:
+    """An answer as plain fields, past the SDK's types, which not every service keeps to."""
+    try:
+        fields = msgspec.json.decode(answer.content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise Unavailable("the answer was not JSON") from None  # a proxy's page, for one
+    if not isinstance(fields, dict):
+        raise Unavailable("the answer was not an object")
+    return fields
 
 
 def _checked_id(value: object) -> str:
@@ -231,9 +253,9 @@ def _checked_id(value: object) -> str:
 
 
 def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
-    counts = fields.get("request_counts") or {}
-    errors = (fields.get("errors") or {}).get("data") or ()
-    metadata = fields.get("metadata") or {}
+    counts = _mapping(fields.get("request_counts"))
+    errors = _mapping(fields.get("errors")).get("data")
+    metadata = _mapping(fields.get("metadata"))
     return BatchSeen(
         batch_id=_checked_id(fields.get("id")),
         input_file_id=str(fields.get("input_file_id") or ""),
@@ -250,7 +272,7 @@ def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
                 line=error["line"] if isinstance(error.get("line"), int) else None,
                 param=error["param"] if isinstance(error.get("param"), str) else None,
             )
-            for error in errors
+            for error in (errors if isinstance(errors, list) else ())
             if isinstance(error, Mapping)
         ),
         metadata={str(key): str(value) for key, value in metadata.items()},
@@ -268,14 +290,18 @@ def _status(word: object) -> BatchStatus:
 def _usage(fields: object) -> Usage | None:
     if not isinstance(fields, Mapping):
         return None
-    read = fields.get("input_tokens_details") or {}
-    written = fields.get("output_tokens_details") or {}
+    read = _mapping(fields.get("input_tokens_details"))
+    written = _mapping(fields.get("output_tokens_details"))
     return Usage(
         input_tokens=int(_number(fields.get("input_tokens"))),
         cached_tokens=int(_number(read.get("cached_tokens"))),
         output_tokens=int(_number(fields.get("output_tokens"))),
         reasoning_tokens=int(_number(written.get("reasoning_tokens"))),
     )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _number(value: object) -> float:

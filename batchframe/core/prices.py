@@ -183,12 +183,13 @@ def _published(model: "ModelInfo", at: datetime) -> "ModelPrice | None":
         if variant.when != {"processing": "batch"}:
             continue
         since = variant.constraint
-        if since is None or since.active(at):
+        holds = since is None or since.active(at)
+        same_standard = isinstance(since, StartDateConstraint) and (
+            model.get_prices(datetime.combine(since.start_date, time(), UTC))
+            == model.get_prices(at)
+        )
+        if holds or same_standard:
             return variant.prices
-        if isinstance(since, StartDateConstraint):
-            first_day = datetime.combine(since.start_date, time(), UTC)
-            if model.get_prices(first_day) == model.get_prices(at):
-                return variant.prices
     return None
 
 

@@ -107,7 +107,7 @@ def render_requests(
 ) -> Iterator[Request]:
     """The requests of the rows at `positions` (int64), in that order, one at a time."""
     renderer = _Renderer(spec)
-    for tags, texts in _chunks(ids.take(positions), prompts.take(positions)):
+    for tags, texts in _chunks(_take(ids, positions), _take(prompts, positions)):
         for tag, prompt in zip(tags, texts, strict=True):
             if prompt is None:
                 raise AssertionError("a row without a prompt has no request")

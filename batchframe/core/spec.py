@@ -128,12 +128,8 @@ def json_value(value: Any, path: str) -> Any:
                 raise ParameterError(f"{path} is {number}, which JSON cannot hold.")
             return number
         case Mapping():
-            for key in value:
-                if not isinstance(key, str):
-                    raise ParameterError(f"{path} has the key {key!r}: JSON keys are strings.")
             return {
-                _sendable(key, f"a key of {path}"): json_value(item, f"{path}.{key}")
-                for key, item in value.items()
+                _key(key, path): json_value(item, f"{path}.{key}") for key, item in value.items()
             }
         case list() | tuple():
             return [json_value(item, f"{path}[{i}]") for i, item in enumerate(value)]
@@ -144,6 +140,12 @@ def json_value(value: Any, path: str) -> Any:
                 f"{path} is a {type(value).__name__}, which JSON cannot hold. "
                 "Pass str, int, float, bool, None, or dicts and lists of them."
             )
+
+
+def _key(key: object, path: str) -> str:
+    if not isinstance(key, str):
+        raise ParameterError(f"{path} has the key {key!r}: JSON keys are strings.")
+    return _sendable(key, f"a key of {path}")
 
 
 def _sendable(text: str, path: str) -> str:

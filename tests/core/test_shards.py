@@ -1,0 +1,166 @@
+"""Cutting keeps every request once and in order, within every limit at once."""
+
+import math
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchframe.core.requests import Request
+from batchframe.core.shards import MAX_FILE_BYTES, MAX_FILE_REQUESTS, Limits, cut_shards
+from batchframe.errors import ParameterError
+
+
+def a_request(number=0, n_bytes=10, n_tokens=1):
+    return Request(number.to_bytes(16, "big"), str(number), bytes(16), b"x" * n_bytes, n_tokens)
+
+
+def sizes(shards):
+    return [len(shard) for shard in shards]
+
+
+def n_bytes(shard):
+    return sum(len(request.line) for request in shard)
+
+
+def n_tokens(shard):
+    return sum(request.n_tokens for request in shard)
+
+
+# Cutting
+
+
+def test_nothing_makes_no_shard():
+    assert list(cut_shards([], Limits())) == []
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"), [(1, [1]), (3, [3]), (4, [3, 1]), (6, [3, 3]), (7, [3, 3, 1])]
+)
+def test_a_shard_holds_as_many_requests_as_allowed(n, expected):
+    requests = [a_request(i) for i in range(n)]
+    assert sizes(cut_shards(requests, Limits(max_requests=3))) == expected
+
+
+def test_a_shard_may_fill_its_bytes_to_the_last_one_but_not_beyond():
+    requests = [a_request(i, n_bytes=10) for i in range(5)]
+    assert sizes(cut_shards(requests, Limits(max_bytes=20))) == [2, 2, 1]
+    assert sizes(cut_shards(requests, Limits(max_bytes=19))) == [1, 1, 1, 1, 1]
+
+
+def test_a_shard_may_fill_the_queue_to_the_last_token_but_not_beyond():
+    requests = [a_request(i, n_tokens=5) for i in range(5)]
+    assert sizes(cut_shards(requests, Limits(max_enqueued_tokens=10))) == [2, 2, 1]
+    assert sizes(cut_shards(requests, Limits(max_enqueued_tokens=9))) == [1, 1, 1, 1, 1]
+
+
+def test_a_request_that_alone_exceeds_the_tokens_goes_by_itself():
+    requests = [a_request(0), a_request(1, n_tokens=100), a_request(2), a_request(3)]
+    assert sizes(cut_shards(requests, Limits(max_enqueued_tokens=10))) == [1, 1, 2]
+
+
+def test_the_defaults_cut_at_20_000_requests():
+    requests = (a_request(i) for i in range(40_001))
+    assert sizes(cut_shards(requests, Limits())) == [20_000, 20_000, 1]
+
+
+def test_a_shard_is_given_before_the_next_ones_requests_are_asked_for():
+    asked = []
+
+    def requests():
+        for i in range(7):
+            asked.append(i)
+            yield a_request(i)
+
+    shards = cut_shards(requests(), Limits(max_requests=2))
+    next(shards)
+    assert asked == [0, 1, 2]
+
+
+REQUESTS = st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30)), max_size=40)
+LIMITS = st.builds(
+    Limits,
+    max_requests=st.integers(1, 8),
+    max_bytes=st.integers(30, 90),
+    max_enqueued_tokens=st.none() | st.integers(1, 90),
+)
+
+
+@given(REQUESTS, LIMITS)
+def test_cutting_keeps_every_request_once_in_order_within_every_limit(weights, limits):
+    requests = [a_request(i, *weight) for i, weight in enumerate(weights)]
+    shards = list(cut_shards(requests, limits))
+    assert [request for shard in shards for request in shard] == requests
+    most_tokens = math.inf if limits.max_enqueued_tokens is None else limits.max_enqueued_tokens
+    for shard in shards:
+        assert 1 <= len(shard) <= limits.max_requests
+        assert n_bytes(shard) <= limits.max_bytes
+        assert n_tokens(shard) <= most_tokens or len(shard) == 1
+
+
+@given(REQUESTS, LIMITS)
+def test_no_shard_has_room_for_the_request_that_begins_the_next(weights, limits):
+    requests = [a_request(i, *weight) for i, weight in enumerate(weights)]
+    shards = list(cut_shards(requests, limits))
+    most_tokens = math.inf if limits.max_enqueued_tokens is None else limits.max_enqueued_tokens
+    for shard, following in pairwise(shards):
+        longer = [*shard, following[0]]
+        assert (
+            len(longer) > limits.max_requests
+            or n_bytes(longer) > limits.max_bytes
+            or n_tokens(longer) > most_tokens
+        )
+
+
+# Limits
+
+
+def test_the_services_own_limits_are_those_it_states():
+    assert MAX_FILE_REQUESTS == 50_000
+    assert MAX_FILE_BYTES == 200 * 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_requests": 1},
+        {"max_requests": 50_000},
+        {"max_bytes": 1},
+        {"max_bytes": 209_715_200},
+        {"max_enqueued_tokens": 1},
+        {"max_enqueued_tokens": 10**12},
+        {"max_live_batches": 1},
+        {"max_live_batches": 10**6},
+        {"reconcile_seconds": 0},
+        {"reconcile_seconds": 0.5},
+    ],
+    ids=str,
+)
+def test_limits_within_the_services_own_are_taken(fields):
+    limits = Limits(**fields)
+    assert {name: getattr(limits, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "range_"),
+    [
+        ({"max_requests": 0}, "from 1 to 50,000."),
+        ({"max_requests": -1}, "from 1 to 50,000."),
+        ({"max_requests": 50_001}, "from 1 to 50,000."),
+        ({"max_bytes": 0}, "from 1 to 209,715,200."),
+        ({"max_bytes": 209_715_201}, "from 1 to 209,715,200."),
+        ({"max_enqueued_tokens": 0}, "from 1 upwards."),
+        ({"max_enqueued_tokens": -5}, "from 1 upwards."),
+        ({"max_live_batches": 0}, "from 1 upwards."),
+        ({"max_live_batches": float("nan")}, "from 1 upwards."),
+        ({"reconcile_seconds": -1}, "0 or more."),
+        ({"reconcile_seconds": float("nan")}, "0 or more."),
+    ],
+    ids=str,
+)
+def test_limits_that_the_service_would_refuse_are_refused_by_name(fields, range_):
+    ((name, value),) = fields.items()
+    with pytest.raises(ParameterError) as caught:
+        Limits(**fields)
+    assert str(caught.value) == f"Limits({name}={value}) must be {range_}"

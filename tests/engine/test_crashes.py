@@ -1,0 +1,89 @@
+"""The run dies before or after every single operation, and is resumed.
+
+Each time: every row is answered with the answer to its own prompt, in order; each is paid once; no
+more batches are created than an undisturbed run creates.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from batchframe.client import Provider
+from batchframe.core.shards import Limits
+from batchframe.core.spec import Spec
+from batchframe.emulator import JumpClock, LocalServer
+from batchframe.engine import Engine, Submission
+from batchframe.run import Options, run_rows
+from batchframe.storage import Storage
+
+from tests.engine.mortality import Died, Life, MortalProvider, MortalStorage
+
+ROWS = 3
+#: Two rows and one: two shards, so that their operations mix.
+LIMITS = Limits(max_requests=2)
+
+
+def run_once(
+    provider: Any, clock: JumpClock, path: Path, prompts: list[str], storage: Storage
+) -> list[dict[str, Any]]:
+    answers = run_rows(
+        pa.array(range(len(prompts)), pa.int64()),
+        pa.array(prompts, pa.string()),
+        Spec(model="gpt-4o-mini", account=provider.account),
+        Submission(
+            provider=provider,
+            limits=LIMITS,
+            completion_window="24h",
+            poll_interval=3600.0,
+        ),
+        path,
+        options=Options(progress=False),
+        engine=Engine(clock),
+        storage=storage,
+    )
+    return answers.results.take(answers.positions).to_pylist()
+
+
+def die_and_resume(
+    server: LocalServer, clock: JumpClock, path: Path, *, ends_at: int, power: bool
+) -> tuple[list[str], list[dict[str, Any]], bool]:
+    """One run that dies at a point, and one that resumes it: prompts, results, and if it died."""
+    prompts = [f"{path.name}, question {row}" for row in range(ROWS)]
+    provider = Provider(server.client())
+    life = Life(ends_at)
+    storage = MortalStorage(life)
+    try:
+        run_once(MortalProvider(provider, life), clock, path, prompts, storage)
+    except Died:
+        if power:
+            storage.cut_power()
+    again = MortalStorage(Life())
+    return prompts, run_once(provider, clock, path, prompts, again), life.is_over
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["process killed", "power cut"])
+def test_a_run_that_died_at_any_operation_is_resumed_and_pays_once(tmp_path, power):
+    clock = JumpClock()
+    with LocalServer(clock=clock) as server:
+        point = 0
+        died = True
+        while died:
+            point += 1
+            path = tmp_path / f"point {point}"
+            created = server.calls().get("batches.create", 0)
+
+            prompts, results, died = die_and_resume(
+                server, clock, path, ends_at=point, power=power
+            )
+
+            where = f"died at point {point}"
+            assert [row["completion"] for row in results] == [
+                f"echo: {prompt}" for prompt in prompts
+            ], where
+            assert {row["status"] for row in results} == {"ok"}, where
+            assert server.calls()["batches.create"] - created in {2, 3}, where
+            assert sum(server.executions().values()) == point * ROWS, where
+        # An undisturbed run of two shards has some hundred operations; all of them were tried.
+        assert point > 100
