@@ -1,8 +1,8 @@
 """The checkpoint: one spec's shards, log, downloads and results, in one directory.
 
 spec.json      what all requests share; immutable
-shards/        00000.jsonl, the exact bytes uploaded, until the results are committed;
-               00000.parquet, the row key, id, body digest and token estimate of each line
+shards/        00000-<sha16>.jsonl, the exact bytes uploaded, until the results are committed;
+               00000-<sha16>.parquet, row key, id, body digest and token estimate of each line
 log/           00000000.json ...: one commit each, put where no file was, chained by SHA-256
 raw/           00000-output.jsonl.zst, 00000-error.jsonl.zst: the downloads, verbatim
 results/       00000.parquet: one result per request of the shard
@@ -10,7 +10,8 @@ lock           names the process at work, for a friendly message
 
 The log is the truth: a shard's state is its events, folded. A commit that finds its number taken
 belongs to a process that another one has overtaken, and stops there, before it can spend money.
-All names are derived from shard numbers; nothing that is read here becomes a path or an address.
+A shard's files carry the hash of its lines, so that such a process cannot write over them either.
+All names are made of numbers and hashes; nothing else that is read becomes a path or an address.
 """
 
 import contextlib
@@ -153,12 +154,16 @@ class Checkpoint:
     def freeze(self, requests: Sequence[Request], *, round_: int) -> int:
         """Write the requests as a new shard and commit it. Returns its number."""
         number = len(self.shards)
-        digest, n_bytes = sha256(), 0
-        with self._storage.replace(self._input_path(number)) as file:
-            for request in requests:
-                file.write(request.line)
-                digest.update(request.line)
-                n_bytes += len(request.line)
+        digest = sha256()
+        for request in requests:
+            digest.update(request.line)
+        frozen = ShardFrozen(
+            n_requests=len(requests),
+            n_bytes=sum(len(request.line) for request in requests),
+            n_tokens=sum(request.n_tokens for request in requests),
+            sha256=digest.hexdigest(),
+            round=round_,
+        )
         columns = [
             pa.array([request.row_key for request in requests], pa.binary(16)),
             pa.array([request.id for request in requests], pa.string()),
@@ -166,26 +171,25 @@ class Checkpoint:
             pa.array([request.n_tokens for request in requests], pa.int64()),
         ]
         self._write_table(
-            self._shard_path(number), pa.Table.from_arrays(columns, schema=_SHARD_SCHEMA)
+            self._shard_path(number, frozen, "parquet"),
+            pa.Table.from_arrays(columns, schema=_SHARD_SCHEMA),
         )
-        frozen = ShardFrozen(
-            n_requests=len(requests),
-            n_bytes=n_bytes,
-            n_tokens=sum(request.n_tokens for request in requests),
-            sha256=digest.hexdigest(),
-            round=round_,
-        )
+        with self._storage.replace(self._shard_path(number, frozen, "jsonl")) as file:
+            for request in requests:
+                file.write(request.line)
         self.commit(number, frozen)
         return number
 
     def requests(self, number: int) -> pa.Table:
         """Row key, id, body digest and token estimate of each line of a shard, in its order."""
-        return self._read_table(self._shard_path(number), _SHARD_SCHEMA)
+        path = self._shard_path(number, self.shards[number].frozen, "parquet")
+        return self._read_table(path, _SHARD_SCHEMA)
 
     def input_file(self, number: int) -> BinaryIO:
         """The exact bytes of a shard's input file, as a stream."""
         try:
-            return self._storage.open(self._input_path(number))
+            path = self._shard_path(number, self.shards[number].frozen, "jsonl")
+            return self._storage.open(path)
         except FileNotFoundError:
             raise CheckpointCorruptError(
                 f"The input file of shard {number} is gone from {self.path}."
@@ -208,7 +212,7 @@ class Checkpoint:
                 shard=number,
                 event=event,
             )
-            data = msgspec.json.encode(commit)
+            data = _sealed(msgspec.json.encode(commit))
             if not self._storage.create(self._commit_path(commit.n), data):
                 raise CheckpointBusyError(
                     f"Another process works on {self.path} and has overtaken this one, which stops "
@@ -237,12 +241,16 @@ class Checkpoint:
 
     def downloaded(self, number: int, kind: DownloadKind) -> Iterator[bytes]:
         """The bytes of a download, in pieces."""
-        with (
-            self._storage.open(self._raw_path(number, kind)) as file,
-            pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream,
-        ):
-            while piece := stream.read(_READ_BYTES):
-                yield piece
+        path = self._raw_path(number, kind)
+        try:
+            with (
+                self._storage.open(path) as file,
+                pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream,
+            ):
+                while piece := stream.read(_READ_BYTES):
+                    yield piece
+        except (OSError, pa.ArrowException) as error:
+            raise CheckpointCorruptError(f"{path} cannot be read: {error}.") from error
 
     def store_results(self, number: int, table: pa.Table, committed: ResultsCommitted) -> None:
         """Write a shard's results, read them back, and commit them."""
@@ -251,7 +259,7 @@ class Checkpoint:
         if self._read_table(path, RESULT_SCHEMA).num_rows != table.num_rows:
             raise CheckpointCorruptError(f"{path} does not read back as it was written.")
         self.commit(number, committed)
-        self._storage.remove(self._input_path(number))
+        self._storage.remove(self._shard_path(number, self.shards[number].frozen, "jsonl"))
 
     def results(self) -> pa.Table:
         """All results, in the order of their shards: of a row tried twice, the last counts."""
@@ -266,7 +274,9 @@ class Checkpoint:
 
     def _prepare(self) -> None:
         try:
-            for part in ("", "shards", "log", "raw", "results"):
+            self._storage.make_directory(self.path)
+            self._check_directory()
+            for part in ("shards", "log", "raw", "results"):
                 self._storage.make_directory(self.path / part)
             self._take_lock()
             self._check_spec()
@@ -285,6 +295,21 @@ class Checkpoint:
         except BaseException:
             self._release_lock()
             raise
+
+    def _check_directory(self) -> None:
+        names = self._storage.names(self.path)
+        if names and "spec.json" not in names:
+            raise CheckpointError(
+                f"{self.path} holds other files ({', '.join(names[:3])}) and is no checkpoint. "
+                "Nothing was sent. Name a directory of its own with checkpoint=."
+            )
+        if os.name != "nt" and self.path.stat().st_mode & 0o022:
+            if names:
+                raise CheckpointError(
+                    f"Others than its owner may write to {self.path}, so it cannot be trusted. "
+                    f"Nothing was sent. Close it first: chmod -R go-w {self.path}"
+                )
+            self.path.chmod(0o700)
 
     def _check_spec(self) -> None:
         path = self.path / "spec.json"
@@ -311,8 +336,11 @@ class Checkpoint:
             if name != path.name:
                 raise self._broken_log(f"{path.name} is missing")
             data = self._storage.read(path)
+            payload = data.partition(b"\n")[0]
+            if data != _sealed(payload):
+                raise self._broken_log(f"{name} is not what was written")
             try:
-                commit = msgspec.json.decode(data, type=_Commit)
+                commit = msgspec.json.decode(payload, type=_Commit)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise self._broken_log(f"{name} cannot be read: {error}") from None
             if commit.n != n or commit.prev != self._last_hash:
@@ -380,11 +408,8 @@ class Checkpoint:
             raise CheckpointCorruptError(f"{path} does not have the columns that were written.")
         return table
 
-    def _input_path(self, number: int) -> Path:
-        return self.path / "shards" / f"{number:05d}.jsonl"
-
-    def _shard_path(self, number: int) -> Path:
-        return self.path / "shards" / f"{number:05d}.parquet"
+    def _shard_path(self, number: int, frozen: ShardFrozen, kind: str) -> Path:
+        return self.path / "shards" / f"{number:05d}-{frozen.sha256[:16]}.{kind}"
 
     def _commit_path(self, n: int) -> Path:
         return self.path / "log" / f"{n:08d}.json"
@@ -394,6 +419,11 @@ class Checkpoint:
 
     def _results_path(self, number: int) -> Path:
         return self.path / "results" / f"{number:05d}.parquet"
+
+
+def _sealed(payload: bytes) -> bytes:
+    """A commit as it stands in its file: one line of JSON, and one with the JSON's SHA-256."""
+    return payload + b"\n" + sha256(payload).hexdigest().encode() + b"\n"
 
 
 class _KeptOpen:

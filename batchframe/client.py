@@ -71,7 +71,8 @@ class Provider:
             ParameterError: the address is neither https nor on this machine.
         """
         self._client = (client or _default_client()).with_options(max_retries=0)
-        _check_key(self._client.api_key)
+        if client is not None and not _has_other_credentials(client):
+            _check_key(client.api_key)
         address = str(self._client.base_url)
         _check_address(address)
         #: Who answers and who pays.
@@ -91,6 +92,7 @@ class Provider:
             )
             file_id = _checked_id(seen.get("id"))
         if seen.get("bytes") not in {None, n_bytes}:
+            self.delete_file(file_id)
             raise Unavailable(f"{seen['bytes']} of {n_bytes} bytes arrived")
         return file_id
 
@@ -123,7 +125,7 @@ class Provider:
         """What the provider says of a batch now."""
         with _calls("Asking for a batch", known=f"The batch {batch_id}"):
             calls = self._client.batches.with_raw_response
-            return _batch_seen(_fields(calls.retrieve(_checked_id(batch_id))))
+            return _batch_seen(_fields(calls.retrieve(_own_id(batch_id))))
 
     def find(self, *, file_id: str, token: str, since: float) -> list[BatchSeen]:
         """The batches that read this file or carry this token, the oldest first.
@@ -140,13 +142,18 @@ class Provider:
             data, has_more = page.get("data"), page.get("has_more")
             if not isinstance(data, list):
                 raise Unavailable("the answer holds no list of batches")
-            batches = [_batch_seen(_mapping(batch)) for batch in data]
+            # Another's batch with an odd id is no batch of ours.
+            batches = [
+                _batch_seen(batch) for batch in map(_mapping, data) if _is_id(batch.get("id"))
+            ]
             news = [batch for batch in batches if batch.batch_id not in listed]
             if batches and not news and has_more:
                 raise Unavailable("the listing of batches repeats itself")
             listed.update((batch.batch_id, batch) for batch in news)
-            # A date that is not given proves nothing.
-            passed = any(0 < batch.created_at < since - _CLOCK_SKEW for batch in batches)
+            # A date that is not given proves nothing, nor does a page that is not newest first.
+            dates = [batch.created_at for batch in batches]
+            newest_first = dates == sorted(dates, reverse=True)
+            passed = newest_first and any(0 < date < since - _CLOCK_SKEW for date in dates)
             if passed or not news or has_more is False:
                 found = [
                     batch
@@ -163,7 +170,7 @@ class Provider:
         """
         with _calls("Downloading a file", known=f"The file {file_id}"):
             calls = self._client.files.with_raw_response
-            expected = _fields(calls.retrieve(_checked_id(file_id))).get("bytes")
+            expected = _fields(calls.retrieve(_own_id(file_id))).get("bytes")
             n_bytes, digest = 0, sha256()
             with self._client.files.with_streaming_response.content(file_id) as response:
                 for piece in response.iter_bytes(1 << 20):
@@ -178,13 +185,13 @@ class Provider:
         """Delete a file of ours; fine if it is gone."""
         with _calls("Deleting a file"), suppress(openai.NotFoundError):
             # Read, because a proxy's page deletes nothing.
-            _fields(self._client.files.with_raw_response.delete(_checked_id(file_id)))
+            _fields(self._client.files.with_raw_response.delete(_own_id(file_id)))
 
     def cancel(self, batch_id: str) -> None:
         """Ask for a batch of ours to be cancelled; what it did so far stays paid."""
         # A conflict says that it ended by itself.
         with _calls("Cancelling a batch"), suppress(openai.ConflictError):
-            _fields(self._client.batches.with_raw_response.cancel(_checked_id(batch_id)))
+            _fields(self._client.batches.with_raw_response.cancel(_own_id(batch_id)))
 
 
 @contextmanager
@@ -193,7 +200,8 @@ def _calls(what: str, *, known: str | None = None) -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        raise _status_error(error, what, known) from error
+        # Without its cause: the service's own text repeats part of a wrong key.
+        raise _status_error(error, what, known) from None
     except (
         openai.APIConnectionError,
         openai.APIResponseValidationError,
@@ -246,9 +254,21 @@ def _fields(answer: "LegacyAPIResponse[Any]") -> dict[str, Any]:
     return fields
 
 
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
+
+
 def _checked_id(value: object) -> str:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
+    """An id out of an answer."""
+    if not _is_id(value):
         raise Unavailable("the answer names no usable id")
+    return str(value)
+
+
+def _own_id(value: str) -> str:
+    """An id out of the checkpoint, before it becomes part of an address."""
+    if not _is_id(value):
+        raise ProviderError(f"{value[:40]!r} is no id of a batch or file; nothing was asked.")
     return value
 
 
@@ -318,6 +338,11 @@ def _default_client() -> openai.OpenAI:
         )
     _check_key(key)
     return openai.OpenAI()
+
+
+def _has_other_credentials(client: openai.OpenAI) -> bool:
+    """True where the key is not a fixed text: Azure's tokens, or a function that gives keys."""
+    return isinstance(client, openai.AzureOpenAI) or client._api_key_provider is not None  # noqa: SLF001
 
 
 def _check_key(key: str) -> None:

@@ -128,7 +128,8 @@ class _Run:
             self.engine.release(self.jobs)
             self.jobs.clear()
         results = latest(self.checkpoint.results())
-        return Answers(results, pc.index_in(self.keys, value_set=_keys_of(results)))
+        positions = pc.index_in(self.keys, value_set=_keys_of(results))
+        return Answers(results, positions.cast(pa.int64()))
 
     def how_to_resume(self) -> str:
         """What goes on without this process, and what to do next."""

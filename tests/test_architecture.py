@@ -54,7 +54,7 @@ STATES = (
     Collected(batch=OVER, results=COMMITTED),
 )
 EVENTS = {
-    "ShardFrozen": ShardFrozen(n_requests=1, n_bytes=1, n_tokens=1, sha256="", round=0),
+    "ShardFrozen": ShardFrozen(n_requests=1, n_bytes=1, n_tokens=1, sha256="0" * 64, round=0),
     "UploadStarted": UploadStarted(),
     "FileUploaded": FileUploaded(file_id="file-1"),
     "CreateStarted": CreateStarted(token="t", at=0.0),

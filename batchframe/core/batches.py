@@ -11,6 +11,7 @@ or a long fruitless search (`NotFound`, which gives the file up) lead on.
 """
 
 from enum import StrEnum
+from typing import Annotated
 
 import msgspec
 
@@ -108,7 +109,7 @@ class ShardFrozen(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     #: Estimated prompt tokens of the file.
     n_tokens: int
     #: Hex SHA-256 of the file.
-    sha256: str
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     #: How often the shard's rows may have been tried before: 0 in the first round.
     round: int
 
@@ -254,8 +255,10 @@ def advance(state: State | None, event: Event) -> State:
             return Uploaded(file_id=file_id)
         case Creating(), NotFound():
             return Planned()
-        case Creating() | Live(), BatchSeen(status=status):
-            return Ended(batch=event) if status.is_final else Live(batch=event)
+        case Creating(), BatchSeen():
+            return _seen(event)
+        case Live(batch=batch), BatchSeen(batch_id=batch_id) if batch_id == batch.batch_id:
+            return _seen(event)
         case Ended(batch=batch), ResultsCommitted():
             return Collected(batch=batch, results=event)
         case _:
@@ -263,6 +266,10 @@ def advance(state: State | None, event: Event) -> State:
                 f"{type(event).__name__} cannot happen to a shard that is "
                 f"{type(state).__name__ if state is not None else 'not frozen'}"
             )
+
+
+def _seen(batch: BatchSeen) -> State:
+    return Ended(batch=batch) if batch.status.is_final else Live(batch=batch)
 
 
 # Actions: what the engine does next.

@@ -34,7 +34,7 @@ class Limits:
     #: Prompt tokens that may be enqueued at once for the model, as your account's limits page
     #: states it; None where you do not know it.
     max_enqueued_tokens: int | None = None
-    #: Batches of the account that may be live at once.
+    #: Batches of the account and model that may be live at once.
     max_live_batches: int = 64
     #: How long to look for a batch whose creation got no answer before sending it again, in
     #: seconds. A request may land minutes after its reply was lost.
@@ -47,13 +47,16 @@ class Limits:
             ("max_enqueued_tokens", self.max_enqueued_tokens, None),
             ("max_live_batches", self.max_live_batches, None),
         ):
-            if value is not None and not 1 <= value <= (top or value):
+            if value is None and name == "max_enqueued_tokens":
+                continue
+            if type(value) is not int:
+                raise ParameterError(f"Limits({name}={value!r}) must be a whole number.")
+            if not 1 <= value <= (top or value):
                 until = f" to {top:,}" if top else " upwards"
                 raise ParameterError(f"Limits({name}={value}) must be from 1{until}.")
-        if not self.reconcile_seconds >= 0:
-            raise ParameterError(
-                f"Limits(reconcile_seconds={self.reconcile_seconds}) must be 0 or more."
-            )
+        seconds = self.reconcile_seconds
+        if type(seconds) not in {int, float} or not seconds >= 0:
+            raise ParameterError(f"Limits(reconcile_seconds={seconds!r}) must be 0 or more.")
 
 
 def cut_shards(requests: Iterable[Request], limits: Limits) -> Iterator[list[Request]]:
