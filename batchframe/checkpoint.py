@@ -254,17 +254,25 @@ class Checkpoint:
 
     def store_results(self, number: int, table: pa.Table, committed: ResultsCommitted) -> None:
         """Write a shard's results, read them back, and commit them."""
+        self.write_results(number, table)
+        self.commit(number, committed)
+        self._storage.remove(self._shard_path(number, self.shards[number].frozen, "jsonl"))
+
+    def write_results(self, number: int, table: pa.Table) -> None:
+        """Write a shard's results and read them back."""
         path = self._results_path(number)
         self._write_table(path, table)
         if self._read_table(path, RESULT_SCHEMA).num_rows != table.num_rows:
             raise CheckpointCorruptError(f"{path} does not read back as it was written.")
-        self.commit(number, committed)
-        self._storage.remove(self._shard_path(number, self.shards[number].frozen, "jsonl"))
+
+    def results_of(self, number: int) -> pa.Table:
+        """The results of one collected shard; CheckpointCorruptError if they are damaged."""
+        return self._read_table(self._results_path(number), RESULT_SCHEMA)
 
     def results(self) -> pa.Table:
         """All results, in the order of their shards: of a row tried twice, the last counts."""
         tables = [
-            self._read_table(self._results_path(number), RESULT_SCHEMA)
+            self.results_of(number)
             for number, shard in sorted(self.shards.items())
             if isinstance(shard.state, Collected)
         ]
@@ -276,10 +284,11 @@ class Checkpoint:
         try:
             self._storage.make_directory(self.path)
             self._check_directory()
+            # First of all, or a process that dies here would leave a directory that is refused.
+            self._check_spec()
             for part in ("shards", "log", "raw", "results"):
                 self._storage.make_directory(self.path / part)
             self._take_lock()
-            self._check_spec()
             self._storage.create(self.path / ".gitignore", b"*\n")
         except OSError as error:
             self._release_lock()

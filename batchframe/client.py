@@ -12,6 +12,7 @@ import ipaddress
 import math
 import os
 import re
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
@@ -70,8 +71,11 @@ class Provider:
             ApiKeyError: there is no key, or it is blank or broken.
             ParameterError: the address is neither https nor on this machine.
         """
-        self._client = (client or _default_client()).with_options(max_retries=0)
-        if client is not None and not _has_other_credentials(client):
+        if client is None:
+            client = _default_client()
+            weakref.finalize(self, client.close)  # the user's own is the user's to close
+        self._client = client.with_options(max_retries=0)
+        if not _has_other_credentials(client):
             _check_key(client.api_key)
         address = str(self._client.base_url)
         _check_address(address)
@@ -91,8 +95,9 @@ class Provider:
                 )
             )
             file_id = _checked_id(seen.get("id"))
-        if seen.get("bytes") not in {None, n_bytes}:
-            self.delete_file(file_id)
+        if seen.get("bytes") is not None and seen["bytes"] != n_bytes:
+            with suppress(Unavailable, ProviderError):  # a file too many is no reason to stop
+                self.delete_file(file_id)
             raise Unavailable(f"{seen['bytes']} of {n_bytes} bytes arrived")
         return file_id
 
@@ -149,10 +154,13 @@ class Provider:
             news = [batch for batch in batches if batch.batch_id not in listed]
             if batches and not news and has_more:
                 raise Unavailable("the listing of batches repeats itself")
+            if data and not batches and has_more is not False:
+                raise Unavailable("a page of batches names no usable id, and there are more")
             listed.update((batch.batch_id, batch) for batch in news)
-            # A date that is not given proves nothing, nor does a page that is not newest first.
+            # A date that is not given proves nothing, nor does a page that is not newest first; of
+            # one whose dates are all the same, nobody knows.
             dates = [batch.created_at for batch in batches]
-            newest_first = dates == sorted(dates, reverse=True)
+            newest_first = dates == sorted(dates, reverse=True) and dates[:1] > dates[-1:]
             passed = newest_first and any(0 < date < since - _CLOCK_SKEW for date in dates)
             if passed or not news or has_more is False:
                 found = [

@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import chain
+
+import pyarrow as pa
 
 from batchframe.checkpoint import Checkpoint, DownloadKind
 from batchframe.client import Provider, Unavailable
@@ -35,9 +38,11 @@ from batchframe.core.batches import (
     Poll,
     Reconcile,
     ResultsCommitted,
+    ResultsLost,
     State,
     Upload,
     UploadStarted,
+    Usage,
     next_action,
 )
 from batchframe.core.prices import cost_usd
@@ -45,9 +50,9 @@ from batchframe.core.results import collect_results, split_lines
 from batchframe.core.retries import RETRYABLE_CODES, poll_delay, retry_delay
 from batchframe.core.schedule import Load, admit
 from batchframe.core.shards import Limits
-from batchframe.errors import AuthenticationError, ProviderError
+from batchframe.errors import AuthenticationError, CheckpointCorruptError, ProviderError
 
-__all__ = ["Engine", "Job", "Submission", "default_engine"]
+__all__ = ["Engine", "Job", "Submission", "default_engine", "repair"]
 
 _log = logging.getLogger(__name__)
 
@@ -309,10 +314,17 @@ def _reconcile(job: Job, search: Reconcile, clock: Clock) -> float:
     provider = job.submission.provider
     found = provider.find(file_id=search.file_id, token=search.token, since=search.since)
     if found:
-        job.checkpoint.commit(job.number, found[0])
         for extra in found[1:]:
-            _log.warning("shard %s: a second batch %s is cancelled", job.number, extra.batch_id)
+            _log.warning(
+                "shard %s: batch %s reads the same file as %s; it is cancelled, and the %s "
+                "requests that it has done are billed twice",
+                job.number,
+                extra.batch_id,
+                found[0].batch_id,
+                extra.n_done,
+            )
             provider.cancel(extra.batch_id)
+        job.checkpoint.commit(job.number, found[0])
         return 0.0
     now = clock.monotonic()
     if job.searched_since is None:
@@ -341,22 +353,40 @@ def _poll(job: Job, batch_id: str, clock: Clock) -> float:
 
 
 def _collect(job: Job, batch: BatchSeen) -> float:
-    checkpoint = job.checkpoint
-    ids: dict[DownloadKind, str | None] = {
+    checkpoint, provider = job.checkpoint, job.submission.provider
+    files: dict[DownloadKind, str | None] = {
         "output": batch.output_file_id,
         "error": batch.error_file_id,
     }
     digests: dict[str, str] = {}
-    for kind, file_id in ids.items():
+    for kind, file_id in files.items():
         if file_id is not None:
             with checkpoint.download(job.number, kind) as target:
-                digests[kind] = job.submission.provider.download(file_id, target)
-    requests = checkpoint.requests(job.number)
+                digests[kind] = provider.download(file_id, target)
+    table, committed = _read_downloads(checkpoint, job.number, batch, digests)
+    checkpoint.store_results(job.number, table, committed)
+    if batch.usage is not None and batch.usage != committed.usage:
+        _log.warning(
+            "shard %s: the rows of %s add up to %s, the batch says %s",
+            job.number,
+            batch.batch_id,
+            committed.usage,
+            batch.usage,
+        )
+    return 0.0
+
+
+def _read_downloads(
+    checkpoint: Checkpoint, number: int, batch: BatchSeen, digests: dict[str, str]
+) -> tuple[pa.Table, ResultsCommitted]:
+    """A shard's downloads, as they are on disk -> one result per request, with its cost."""
+    kinds: tuple[DownloadKind, ...] = ("output", "error")
+    requests = checkpoint.requests(number)
     collected = collect_results(
         requests["row_key"].to_pylist(),
         requests["id"].combine_chunks(),
         chain.from_iterable(
-            split_lines(checkpoint.downloaded(job.number, kind)) for kind in ids if kind in digests
+            split_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
         ),
         batch_id=batch.batch_id,
         ended=batch.status.value,
@@ -366,14 +396,51 @@ def _collect(job: Job, batch: BatchSeen) -> float:
     costs = cost_usd(
         table, model=checkpoint.spec.model, at=datetime.fromtimestamp(batch.created_at, UTC)
     )
-    checkpoint.store_results(
-        job.number,
-        table.set_column(table.schema.get_field_index("cost_usd"), "cost_usd", costs),
-        ResultsCommitted(
-            downloads=digests,
-            n_duplicate=collected.n_duplicate,
-            n_foreign=collected.n_foreign,
-            n_unreadable=collected.n_unreadable,
+    committed = ResultsCommitted(
+        downloads=digests,
+        usage=Usage(
+            input_tokens=collected.input_tokens,
+            cached_tokens=collected.cached_tokens,
+            output_tokens=collected.output_tokens,
+            reasoning_tokens=collected.reasoning_tokens,
         ),
+        n_duplicate=collected.n_duplicate,
+        n_foreign=collected.n_foreign,
+        n_unreadable=collected.n_unreadable,
     )
-    return 0.0
+    column = table.schema.get_field_index("cost_usd")
+    return table.set_column(column, "cost_usd", costs), committed
+
+
+def repair(checkpoint: Checkpoint) -> None:
+    """Make damaged results anew from their downloads, or have them fetched again.
+
+    Where the downloads are damaged too, the shard goes back to Ended: the provider keeps its files
+    for 30 days, and nothing is sent again.
+    """
+    for number, shard in list(checkpoint.shards.items()):
+        state = shard.state
+        if not isinstance(state, Collected):
+            continue
+        try:
+            checkpoint.results_of(number)
+        except CheckpointCorruptError as damage:
+            digests = state.results.downloads
+            try:
+                for kind in ("output", "error"):
+                    if kind in digests:
+                        _check_download(checkpoint, number, kind, digests[kind])
+                table, _ = _read_downloads(checkpoint, number, state.batch, digests)
+                checkpoint.write_results(number, table)
+                _log.warning("%s They were made anew from the downloads.", damage)
+            except CheckpointCorruptError as worse:
+                checkpoint.commit(number, ResultsLost())
+                _log.warning("%s %s They are fetched again.", damage, worse)
+
+
+def _check_download(checkpoint: Checkpoint, number: int, kind: DownloadKind, expected: str) -> None:
+    digest = sha256()
+    for piece in checkpoint.downloaded(number, kind):
+        digest.update(piece)
+    if digest.hexdigest() != expected:
+        raise CheckpointCorruptError(f"The {kind} file of shard {number} was changed.")

@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
-from batchframe.core.batches import Collected, Ended, Live, State
+from batchframe.core.batches import Collected, Creating, Ended, Live, State
 from batchframe.core.requests import RowKeys, render_requests, row_keys
-from batchframe.core.retries import latest, unfinished
+from batchframe.core.results import Status
+from batchframe.core.retries import hopeless, latest, unfinished
 from batchframe.core.shards import cut_shards
 from batchframe.core.spec import Spec
-from batchframe.engine import Engine, Job, Submission, default_engine
-from batchframe.errors import RowError, RunTimeoutError
+from batchframe.engine import Engine, Job, Submission, default_engine, repair
+from batchframe.errors import CheckpointCorruptError, ProviderError, RowError, RunTimeoutError
 from batchframe.progress import Bars, Progress, Silence, Tally
 from batchframe.storage import Storage
 
@@ -105,8 +106,12 @@ class _Run:
     engine: Engine
     progress: Progress
     jobs: list[Job] = field(default_factory=list)
-    #: Rows that this round sends, prepared or not, and the rows of the jobs among them.
+    #: Rows that this round sends or waits for, prepared or not.
     n_planned: int = 0
+    #: A row of this checkpoint was answered: the spec is one that the service takes.
+    _is_proven: bool = False
+    #: The shards of this round whose results were looked at.
+    _looked_at: set[int] = field(default_factory=set)
 
     def drive(self) -> Answers:
         """Round after round until nothing is left to send."""
@@ -121,13 +126,14 @@ class _Run:
                 if timeout is None
                 else max(0.0, started + timeout - self.engine.clock.monotonic())
             )
-            if not self.engine.wait(self.jobs, seconds=seconds, look=self._show):
+            if not self.engine.wait(self.jobs, seconds=seconds, look=self._look):
                 raise RunTimeoutError(
                     f"The batches were not done after {timeout} seconds. {self.how_to_resume()}"
                 )
             self.engine.release(self.jobs)
             self.jobs.clear()
-        results = latest(self.checkpoint.results())
+            self._looked_at.clear()
+        results = self._results()
         positions = pc.index_in(self.keys, value_set=_keys_of(results))
         return Answers(results, positions.cast(pa.int64()))
 
@@ -139,11 +145,19 @@ class _Run:
             f"run the same call again to resume. The checkpoint is {self.checkpoint.path}"
         )
 
+    def _results(self) -> pa.Table:
+        try:
+            return latest(self.checkpoint.results())
+        except CheckpointCorruptError:
+            repair(self.checkpoint)
+            return latest(self.checkpoint.results())
+
     def _plan(self, round_: int) -> None:
         """Watch the shards under way that hold our rows, and make shards of what is missing."""
         checkpoint = self.checkpoint
         with checkpoint.planning:
-            results = latest(checkpoint.results())
+            results = self._results()
+            self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
             again = unfinished(results, retry_failed=self.options.retry_failed and round_ == 0)
             settled = _keys_of(results.filter(pc.invert(again)))
             wanted = pc.and_(
@@ -162,10 +176,36 @@ class _Run:
             requests = render_requests(self.ids, self.prompts, positions, checkpoint.spec)
             for shard_requests in cut_shards(requests, self.submission.limits):
                 self._watch(checkpoint.freeze(shard_requests, round_=round_))
-                self._show()
+                self._look()
 
     def _watch(self, number: int) -> None:
+        if isinstance(self.checkpoint.shards[number].state, Creating | Live | Ended):
+            # Sent by an earlier call: what it met then says nothing of what this one would meet.
+            self._looked_at.add(number)
         self.jobs.append(self.engine.watch(self.checkpoint, number, self.submission))
+
+    def _look(self) -> None:
+        """Show where the run stands, and stop it where sending more would be in vain."""
+        self._show()
+        for job in self.jobs:
+            if job.number not in self._looked_at and isinstance(job.state, Collected):
+                self._looked_at.add(job.number)
+                self._stop_if_hopeless(self.checkpoint.results_of(job.number))
+
+    def _stop_if_hopeless(self, results: pa.Table) -> None:
+        reason = hopeless(results, proven=self._is_proven)
+        if reason is None:
+            self._is_proven = True
+            return
+        unsent = self.n_planned - sum(
+            _n_requests(job) for job in self.jobs if isinstance(job.state, Live | Ended | Collected)
+        )
+        if unsent:
+            raise ProviderError(
+                f"A batch of {results.num_rows} rows failed, and so would the others: {reason} "
+                f"{unsent} rows were not sent, and cost nothing. Mend the cause and run the call "
+                "again, with retry_failed=True for the rows that failed for good."
+            )
 
     def _show(self) -> None:
         prepared = sent = done = 0

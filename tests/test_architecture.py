@@ -24,11 +24,13 @@ from batchframe.core.batches import (
     NotFound,
     Planned,
     ResultsCommitted,
+    ResultsLost,
     ShardFrozen,
     State,
     Uploaded,
     Uploading,
     UploadStarted,
+    Usage,
     advance,
     next_action,
 )
@@ -43,7 +45,13 @@ RUNNING = BatchSeen(
 OVER = BatchSeen(
     batch_id="batch_1", input_file_id="file-1", status=BatchStatus.COMPLETED, created_at=0.0
 )
-COMMITTED = ResultsCommitted(downloads={}, n_duplicate=0, n_foreign=0, n_unreadable=0)
+COMMITTED = ResultsCommitted(
+    downloads={},
+    usage=Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0),
+    n_duplicate=0,
+    n_foreign=0,
+    n_unreadable=0,
+)
 STATES = (
     Planned(),
     Uploading(),
@@ -63,6 +71,7 @@ EVENTS = {
     "BatchSeen, still running": RUNNING,
     "BatchSeen, at an end": OVER,
     "ResultsCommitted": COMMITTED,
+    "ResultsLost": ResultsLost(),
 }
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "Poll",
     "Reconcile",
     "ResultsCommitted",
+    "ResultsLost",
     "ShardFrozen",
     "State",
     "Upload",
@@ -168,10 +169,16 @@ class ResultsCommitted(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     #: Hex SHA-256 of each verbatim download, by its kind ("output", "error").
     downloads: dict[str, str]
+    #: Tokens summed over the rows; the batch's own sum stands beside it in the log.
+    usage: Usage
     #: Lines that stood twice, were not ours, or could not be read.
     n_duplicate: int
     n_foreign: int
     n_unreadable: int
+
+
+class ResultsLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The results and the downloads on disk are damaged, and must be fetched again."""
 
 
 Event = (
@@ -183,6 +190,7 @@ Event = (
     | NotFound
     | BatchSeen
     | ResultsCommitted
+    | ResultsLost
 )
 
 
@@ -237,7 +245,7 @@ class IllegalTransitionError(AssertionError):
     """An event that cannot happen in this state: a bug, or a log that was tampered with."""
 
 
-def advance(state: State | None, event: Event) -> State:
+def advance(state: State | None, event: Event) -> State:  # noqa: C901 - one table, one line each
     """The state after `event`; None is the state before a shard is frozen.
 
     Raises IllegalTransitionError for every pair that is not a line here.
@@ -261,6 +269,8 @@ def advance(state: State | None, event: Event) -> State:
             return _seen(event)
         case Ended(batch=batch), ResultsCommitted():
             return Collected(batch=batch, results=event)
+        case Collected(batch=batch), ResultsLost():
+            return Ended(batch=batch)
         case _:
             raise IllegalTransitionError(
                 f"{type(event).__name__} cannot happen to a shard that is "

@@ -607,7 +607,11 @@ def _refused(batch_errors: Sequence[BatchError]) -> Callable[[int], _Result]:
         if error.line is not None and error.line not in named:
             named[error.line] = _failed(error)
     whole = next((error for error in batch_errors if error.line is None), None)
-    if whole is not None:
+    if whole is not None and whole.param == "file_id":
+        # Seen just after an upload, and when the file has expired: nothing ran, and a new upload
+        # helps (bespokelabs curator issue 116, 2024). The provider's own code says only "invalid".
+        rest = _failed(BatchError(code="input_file_not_found", message=whole.message))
+    elif whole is not None:
         rest = _failed(whole)
     elif named:
         line, first = next(iter(named.items()))

@@ -11,20 +11,23 @@ import pyarrow.compute as pc
 
 from batchframe.core.results import Status
 
-__all__ = ["RETRYABLE_CODES", "latest", "poll_delay", "retry_delay", "unfinished"]
+__all__ = ["RETRYABLE_CODES", "hopeless", "latest", "poll_delay", "retry_delay", "unfinished"]
 
 #: Codes of failed rows that another try can help. Those with a number are HTTP statuses of rows
 #: whose answer named no code (OpenAI, error codes guide, 2026-08).
 RETRYABLE_CODES = (
     "batch_not_run",
+    "input_file_not_found",
+    "insufficient_quota",
     "rate_limit_exceeded",
     "request_timeout",
     "server_error",
     "token_limit_exceeded",
 )
 _RETRYABLE_HTTP = (0, 408, 409, 429)
-#: A 429 that never heals: the account has no money (OpenAI, error codes guide, 2026-08).
-_NEVER = ("insufficient_quota",)
+#: An account without money refuses everything until a person pays: a run stops at it, and a later
+#: call tries again (OpenAI, error codes guide, 2026-08).
+_NO_MONEY = "insufficient_quota"
 _SETTLED = (Status.OK, Status.TRUNCATED)
 
 
@@ -47,10 +50,29 @@ def unfinished(results: pa.Table, *, retry_failed: bool = False) -> pa.BooleanAr
         pc.is_in(code, pa.array(RETRYABLE_CODES)),
         pc.or_(pc.is_in(http, pa.array(_RETRYABLE_HTTP, pa.int64())), pc.greater_equal(http, 500)),
     )
-    transient = pc.and_not(transient, pc.is_in(code, pa.array(_NEVER)))
     return pc.or_(
         pc.equal(status, Status.EXPIRED), pc.and_(pc.equal(status, Status.FAILED), transient)
     )
+
+
+def hopeless(results: pa.Table, *, proven: bool) -> str | None:
+    """Why sending more of the same would be in vain, as "code: message", or None.
+
+    So it is when the account has no money; and, unless the spec is `proven` by an answer, when
+    every request of a shard failed for the same reason that another try does not help.
+    """
+    status, code = results["status"].combine_chunks(), results["error_code"].combine_chunks()
+    broke = pc.indices_nonzero(pc.equal(code, _NO_MONEY))
+    same = (
+        not proven
+        and pc.all(pc.equal(status, Status.FAILED)).as_py()
+        and pc.count_distinct(code, mode="all").as_py() == 1
+        and not pc.any(unfinished(results)).as_py()
+    )
+    if not len(broke) and not (same and results.num_rows):
+        return None
+    first = broke[0].as_py() if len(broke) else 0
+    return f"{code[first].as_py()}: {results['error_message'][first].as_py()}"
 
 
 def retry_delay(attempt: int, *, retry_after: float | None = None) -> float:

@@ -30,8 +30,10 @@ from batchframe.core.batches import (
     NotFound,
     Planned,
     ResultsCommitted,
+    ResultsLost,
     Uploaded,
     UploadStarted,
+    Usage,
 )
 from batchframe.core.requests import render_requests
 from batchframe.core.results import RESULT_SCHEMA
@@ -109,7 +111,13 @@ DONE = seen(
     errors=(BatchError(code="c", message="m", line=1),),
     metadata={"token": "t"},
 )
-COMMITTED = ResultsCommitted(downloads={}, n_duplicate=1, n_foreign=2, n_unreadable=3)
+COMMITTED = ResultsCommitted(
+    downloads={},
+    usage=Usage(input_tokens=4, cached_tokens=5, output_tokens=6, reasoning_tokens=7),
+    n_duplicate=1,
+    n_foreign=2,
+    n_unreadable=3,
+)
 
 
 def some_results(requests, text="answer"):
@@ -141,6 +149,24 @@ def files(path):
 
 def log(path):
     return sorted((path / "log").iterdir())
+
+
+def shard_file(path, number, requests, kind):
+    """Where a shard's file must be: its name carries the hash of its lines."""
+    digest = sha256(b"".join(request.line for request in requests)).hexdigest()
+    return path / "shards" / f"{number:05d}-{digest[:16]}.{kind}"
+
+
+def sealed(payload):
+    """A commit's file: its JSON, and the JSON's hash."""
+    return payload + b"\n" + sha256(payload).hexdigest().encode() + b"\n"
+
+
+def payload_of(file):
+    """The JSON of a commit's file."""
+    payload, seal, rest = file.read_bytes().split(b"\n")
+    assert (seal, rest) == (sha256(payload).hexdigest().encode(), b"")
+    return payload
 
 
 # A new checkpoint
@@ -201,7 +227,8 @@ def test_a_frozen_shard_is_the_exact_bytes_of_its_lines(open_checkpoint, path):
     assert (frozen.n_requests, frozen.n_bytes, frozen.round) == (2, len(data), 2)
     assert frozen.sha256 == sha256(data).hexdigest()
     assert frozen.n_tokens == requests[0].n_tokens + requests[1].n_tokens
-    assert files(path / "shards") == ["00000.jsonl", "00000.parquet"]
+    names = [shard_file(path, number, requests, kind).name for kind in ("jsonl", "parquet")]
+    assert files(path / "shards") == names
 
 
 def test_a_shard_remembers_key_id_digest_and_tokens_of_each_line(open_checkpoint):
@@ -230,8 +257,9 @@ def test_shards_are_numbered_in_their_order(open_checkpoint):
 
 def test_an_input_file_that_is_gone_is_named(open_checkpoint, path):
     checkpoint = open_checkpoint()
-    number = checkpoint.freeze(some_requests("a"), round_=0)
-    (path / "shards" / "00000.jsonl").unlink()
+    requests = some_requests("a")
+    number = checkpoint.freeze(requests, round_=0)
+    shard_file(path, number, requests, "jsonl").unlink()
     with pytest.raises(CheckpointCorruptError, match="The input file of shard 0 is gone from"):
         checkpoint.input_file(number)
 
@@ -266,8 +294,8 @@ def test_commits_are_numbered_chained_and_named(open_checkpoint, path):
     run_to(checkpoint, number, *UPLOADED)
     first, second, third = log(path)
     assert [file.name for file in log(path)] == ["00000000.json", "00000001.json", "00000002.json"]
-    assert json.loads(first.read_bytes())["prev"] == ""
-    assert json.loads(third.read_bytes()) == {
+    assert json.loads(payload_of(first))["prev"] == ""
+    assert json.loads(payload_of(third)) == {
         "n": 2,
         "prev": sha256(second.read_bytes()).hexdigest(),
         "at": "2026-09-21T14:13:20+00:00",
@@ -286,6 +314,7 @@ LIVES = {
     "live": (*UPLOADED, STARTED, seen()),
     "ended": ENDED,
     "collected": (*ENDED, COMMITTED),
+    "lost": (*ENDED, COMMITTED, ResultsLost()),
 }
 
 
@@ -363,10 +392,36 @@ def tamper_missing_middle(path):
 
 
 def tamper_flipped_bit(path):
-    # In the text of a value: the file stays good JSON, and only the chain can tell.
+    # In the text of a value: the file stays good JSON.
     file = log(path)[1]
-    data = file.read_bytes().replace(b'"at":"2026', b'"at":"2027')
-    file.write_bytes(data)
+    file.write_bytes(file.read_bytes().replace(b'"at":"2026', b'"at":"2027'))
+
+
+def tamper_flipped_bit_in_the_last(path):
+    # No commit follows whose chain could tell.
+    file = log(path)[-1]
+    file.write_bytes(file.read_bytes().replace(b"file-1", b"file-2"))
+
+
+def tamper_resealed_middle(path):
+    # As who knows the layout would: its own seal is right, and only the chain can tell.
+    file = log(path)[1]
+    file.write_bytes(sealed(payload_of(file).replace(b'"at":"2026', b'"at":"2027')))
+
+
+def tamper_no_seal(path):
+    file = log(path)[-1]
+    file.write_bytes(payload_of(file) + b"\n")
+
+
+def tamper_foreign_seal(path):
+    file = log(path)[-1]
+    file.write_bytes(payload_of(file) + b"\n" + b"0" * 64 + b"\n")
+
+
+def tamper_more_after_the_seal(path):
+    file = log(path)[-1]
+    file.write_bytes(file.read_bytes() + b"\n")
 
 
 def tamper_torn_last(path):
@@ -374,38 +429,46 @@ def tamper_torn_last(path):
     file.write_bytes(file.read_bytes()[:-10])
 
 
+def tamper_torn_by_its_newline(path):
+    file = log(path)[-1]
+    file.write_bytes(file.read_bytes()[:-1])
+
+
 def tamper_empty_last(path):
     log(path)[-1].write_bytes(b"")
 
 
-def tamper_foreign_prev(path):
+def reseal_last(path, **changes):
     file = log(path)[-1]
-    commit = json.loads(file.read_bytes())
-    file.write_text(json.dumps(commit | {"prev": "0" * 64}))
+    file.write_bytes(sealed(json.dumps(json.loads(payload_of(file)) | changes).encode()))
+
+
+def tamper_foreign_prev(path):
+    reseal_last(path, prev="0" * 64)
 
 
 def tamper_wrong_number(path):
-    file = log(path)[-1]
-    commit = json.loads(file.read_bytes())
-    file.write_text(json.dumps(commit | {"n": 17}))
+    reseal_last(path, n=17)
 
 
 def tamper_impossible_event(path):
-    file = log(path)[-1]
-    commit = json.loads(file.read_bytes())
-    file.write_text(json.dumps(commit | {"event": {"type": "NotFound"}}))
+    reseal_last(path, event={"type": "NotFound"})
 
 
 def tamper_unknown_event(path):
-    file = log(path)[-1]
-    commit = json.loads(file.read_bytes())
-    file.write_text(json.dumps(commit | {"event": {"type": "Teleported"}}))
+    reseal_last(path, event={"type": "Teleported"})
 
 
 def tamper_unknown_shard(path):
-    file = log(path)[-1]
-    commit = json.loads(file.read_bytes())
-    file.write_text(json.dumps(commit | {"shard": 5}))
+    reseal_last(path, shard=5)
+
+
+def tamper_hash_that_is_a_path(path):
+    # The only word of the log that becomes part of a file's name.
+    frozen = json.loads(payload_of(log(path)[0]))["event"]
+    for file in log(path)[1:]:
+        file.unlink()
+    reseal_last(path, event=frozen | {"sha256": "/../../elsewhere".ljust(64, "0")})
 
 
 def tamper_stranger(path):
@@ -417,21 +480,34 @@ def tamper_invalid_utf8(path):
     file.write_bytes(file.read_bytes().replace(b"file-1", b"file-\xff"))
 
 
+def tamper_resealed_invalid_utf8(path):
+    file = log(path)[-1]
+    file.write_bytes(sealed(payload_of(file).replace(b"file-1", b"file-\xff")))
+
+
 @pytest.mark.parametrize(
     ("tamper", "message"),
     [
         (tamper_missing_first, "00000000.json is missing"),
         (tamper_missing_middle, "00000001.json is missing"),
-        (tamper_flipped_bit, "00000002.json does not follow the commit before it"),
-        (tamper_torn_last, "00000002.json cannot be read"),
-        (tamper_empty_last, "00000002.json cannot be read"),
+        (tamper_flipped_bit, "00000001.json is not what was written"),
+        (tamper_flipped_bit_in_the_last, "00000002.json is not what was written"),
+        (tamper_resealed_middle, "00000002.json does not follow the commit before it"),
+        (tamper_no_seal, "00000002.json is not what was written"),
+        (tamper_foreign_seal, "00000002.json is not what was written"),
+        (tamper_more_after_the_seal, "00000002.json is not what was written"),
+        (tamper_torn_last, "00000002.json is not what was written"),
+        (tamper_torn_by_its_newline, "00000002.json is not what was written"),
+        (tamper_empty_last, "00000002.json is not what was written"),
         (tamper_foreign_prev, "00000002.json does not follow the commit before it"),
         (tamper_wrong_number, "00000002.json does not follow the commit before it"),
         (tamper_impossible_event, "00000002.json: NotFound cannot happen to a shard that is"),
         (tamper_unknown_event, "00000002.json cannot be read"),
         (tamper_unknown_shard, "00000002.json: FileUploaded cannot happen to a shard that is"),
-        (tamper_stranger, "is missing"),
-        (tamper_invalid_utf8, "00000002.json cannot be read"),
+        (tamper_hash_that_is_a_path, "00000000.json cannot be read"),
+        (tamper_stranger, "00000001.json is missing"),
+        (tamper_invalid_utf8, "00000002.json is not what was written"),
+        (tamper_resealed_invalid_utf8, "00000002.json cannot be read"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -554,6 +630,23 @@ def test_of_two_processes_past_the_lock_one_may_create_the_batch(two_openers, pa
     assert len(log(path)) == before
 
 
+def test_a_process_that_was_overtaken_cannot_write_over_the_winners_shard(two_openers, reopened):
+    winner, loser = two_openers
+    requests = some_requests("winner's", "winner's too")
+    assert winner.freeze(requests, round_=0) == 1
+    with pytest.raises(CheckpointBusyError):
+        loser.freeze(some_requests("loser's"), round_=0)
+    assert loser.shards.keys() == {0}
+    data = b"".join(request.line for request in requests)
+    for checkpoint in (winner, reopened()):
+        with checkpoint.input_file(1) as file:
+            assert file.read() == data
+        assert checkpoint.requests(1)["row_key"].to_pylist() == [
+            request.row_key for request in requests
+        ]
+        assert checkpoint.shards[1].frozen.sha256 == sha256(data).hexdigest()
+
+
 def test_a_process_that_was_overtaken_can_never_commit_again(two_openers, reopened):
     winner, loser = two_openers
     run_to(winner, 0, STARTED, seen(), DONE)
@@ -595,7 +688,7 @@ def test_the_account_of_another_address_is_refused(open_checkpoint):
     ids=str,
 )
 def test_another_layout_is_refused_by_its_number(open_checkpoint, path, changes):
-    path.mkdir()
+    path.mkdir(0o700)
     fields = msgspec.to_builtins(SPEC) | changes
     (path / "spec.json").write_text(json.dumps(fields))
     expected = f"layout {changes['version']}, this one reads 1"
@@ -608,7 +701,7 @@ def test_another_layout_is_refused_by_its_number(open_checkpoint, path, changes)
     [b"", b"{", b"[]", b"\xff", b'{"version":1,"model":"\xff"}', b'{"version":1}', b'"spec"'],
 )
 def test_an_unreadable_spec_is_not_an_absent_one(open_checkpoint, path, data):
-    path.mkdir()
+    path.mkdir(0o700)
     (path / "spec.json").write_bytes(data)
     with pytest.raises(CheckpointCorruptError, match=r"spec\.json cannot be read"):
         open_checkpoint()
@@ -624,6 +717,114 @@ def test_a_file_is_no_checkpoint(open_checkpoint, path):
         open_checkpoint()
     assert str(path) in str(caught.value)
     assert path.read_text() == "mine"
+
+
+def with_files(path, *names, mode=0o700):
+    """A directory of somebody, with files in it."""
+    path.mkdir()
+    path.chmod(mode)  # mkdir would ask the umask
+    for name in names:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("mine")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("thesis.tex",),
+        (".gitignore", "thesis.tex"),
+        ("log/00000000.json", "results/00000.parquet"),
+        ("sub/spec.json",),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", [0o700, 0o777], ids=oct)
+def test_a_directory_of_other_files_is_refused_and_left_alone(open_checkpoint, path, names, mode):
+    with_files(path, *names, mode=mode)
+    before = {str(part): part.is_file() and part.read_text() for part in path.rglob("*")}
+    with pytest.raises(CheckpointError, match="and is no checkpoint") as caught:
+        open_checkpoint()
+    first = min(name.partition("/")[0] for name in names if not name.startswith("."))
+    assert f"{path} holds other files ({first}" in str(caught.value)
+    assert "Nothing was sent." in str(caught.value)
+    assert {str(part): part.is_file() and part.read_text() for part in path.rglob("*")} == before
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_of_many_other_files_three_are_named(open_checkpoint, path):
+    with_files(path, *"edcba")
+    with pytest.raises(CheckpointError, match=r"holds other files \(a, b, c\) and"):
+        open_checkpoint()
+
+
+@pytest.mark.parametrize("names", [(), (".gitignore",), (".DS_Store", ".tmp-spec.json-1-ab")])
+@pytest.mark.parametrize(
+    ("mode", "closed"),
+    [(0o700, 0o700), (0o755, 0o755), (0o775, 0o700), (0o757, 0o700), (0o1777, 0o700)],
+    ids=oct,
+)
+def test_a_directory_with_nothing_to_see_becomes_one_that_only_its_owner_writes_to(
+    open_checkpoint, path, names, mode, closed
+):
+    with_files(path, *names, mode=mode)
+    assert open_checkpoint().freeze(some_requests("a"), round_=0) == 0
+    assert stat.S_IMODE(path.stat().st_mode) == closed
+    # What was there stays as it was.
+    assert {name: (path / name).read_text() for name in names} == dict.fromkeys(names, "mine")
+    assert (path / ".gitignore").exists()
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777], ids=oct)
+def test_a_checkpoint_that_others_may_write_to_is_not_trusted(open_checkpoint, path, mode):
+    checkpoint = open_checkpoint(kind=OtherProcess)
+    checkpoint.freeze(some_requests("a"), round_=0)
+    checkpoint.close()
+    path.chmod(mode)
+    with pytest.raises(CheckpointError, match="Others than its owner may write to") as caught:
+        open_checkpoint()
+    assert str(path) in str(caught.value)
+    assert "Nothing was sent." in str(caught.value)
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+    # What the message says helps.
+    command = str(caught.value).partition("first: ")[2]
+    assert command == f"chmod -R go-w {path}"
+    subprocess.run(command.split(), check=True)  # a temporary directory's path has no blanks
+    assert open_checkpoint().shards.keys() == {0}
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o750], ids=oct)
+def test_a_checkpoint_that_others_may_read_is_one(open_checkpoint, path, mode):
+    open_checkpoint(kind=OtherProcess).close()
+    path.chmod(mode)
+    assert open_checkpoint().shards == {}
+
+
+class DiesAtFile(Storage):
+    """The process ends when it makes the nth of its files or directories."""
+
+    def __init__(self, nth):
+        self.left = nth
+
+    def make_directory(self, path):
+        self._make()
+        super().make_directory(path)
+
+    def create(self, path, data):
+        self._make()
+        return super().create(path, data)
+
+    def _make(self):
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("nth", range(1, 8))
+def test_a_checkpoint_that_was_half_made_is_made_whole(open_checkpoint, path, nth):
+    with pytest.raises(KeyboardInterrupt):
+        open_checkpoint(storage=DiesAtFile(nth))
+    assert open_checkpoint().freeze(some_requests("a"), round_=0) == 0
+    assert (path / ".gitignore").read_text() == "*\n"
 
 
 class ReadOnly(Storage):
@@ -697,6 +898,29 @@ def test_a_download_that_breaks_off_leaves_the_earlier_one(open_checkpoint, path
     assert files(path / "raw") == ["00000-output.jsonl.zst"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_bytes(file.read_bytes()[:-1]),
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        lambda file: file.write_bytes(b'{"id": "not compressed"}\n'),
+        lambda file: file.write_bytes(file.read_bytes() + b"x"),
+    ],
+    ids=["gone", "torn at its end", "torn", "foreign", "longer"],
+)
+@pytest.mark.parametrize("kind", ["output", "error"])
+def test_a_damaged_download_is_not_a_short_one(open_checkpoint, path, kind, damage):
+    checkpoint = open_checkpoint()
+    with checkpoint.download(0, kind) as file:
+        file.write(os.urandom(3_000_000))
+    raw = path / "raw" / f"00000-{kind}.jsonl.zst"
+    damage(raw)
+    with pytest.raises(CheckpointCorruptError, match="cannot be read") as caught:
+        list(checkpoint.downloaded(0, kind))
+    assert str(raw) in str(caught.value)
+
+
 def test_results_read_back_as_they_were_stored_and_the_input_file_goes(
     open_checkpoint, reopened, path
 ):
@@ -707,7 +931,7 @@ def test_results_read_back_as_they_were_stored_and_the_input_file_goes(
     checkpoint.store_results(number, some_results(requests), COMMITTED)
     assert checkpoint.results().equals(some_results(requests))
     assert checkpoint.shards[number].state == Collected(batch=DONE, results=COMMITTED)
-    assert files(path / "shards") == ["00000.parquet"]
+    assert files(path / "shards") == [shard_file(path, number, requests, "parquet").name]
     assert pq.read_table(path / "results" / "00000.parquet").equals(some_results(requests))
     assert reopened().results().equals(some_results(requests))
 
@@ -736,7 +960,8 @@ def test_results_that_were_written_but_not_committed_do_not_count(open_checkpoin
         checkpoint.store_results(number, some_results(requests), COMMITTED)
     assert files(path / "results") == ["00000.parquet"]
     assert checkpoint.results().num_rows == 0
-    assert files(path / "shards") == ["00000.jsonl", "00000.parquet"]
+    names = [shard_file(path, number, requests, kind).name for kind in ("jsonl", "parquet")]
+    assert files(path / "shards") == names
 
 
 def test_results_of_another_shape_are_not_committed(open_checkpoint):
@@ -795,7 +1020,9 @@ def test_a_damaged_table_is_not_an_empty_one(open_checkpoint, path, part, damage
     number = checkpoint.freeze(requests, round_=0)
     run_to(checkpoint, number, *ENDED)
     checkpoint.store_results(number, some_results(requests), COMMITTED)
-    file = path / part / "00000.parquet"
+    file = path / "results" / "00000.parquet"
+    if part == "shards":
+        file = shard_file(path, number, requests, "parquet")
     damage(file)
     with pytest.raises(CheckpointCorruptError, match=message) as caught:
         checkpoint.results() if part == "results" else checkpoint.requests(number)

@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+import traceback
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -336,10 +337,15 @@ def test_a_known_batch_that_is_not_found_is_a_matter_of_the_key(provider):
 
 @pytest.mark.parametrize("name", ["", "batch", "file-1/../../x", "batch_1?x", "batch_ä", "b-1"])
 def test_an_id_that_would_change_the_address_is_never_sent(server, provider, name):
-    with pytest.raises(Unavailable, match="no usable id"):
-        provider.retrieve(name)
-    with pytest.raises(Unavailable, match="no usable id"):
-        provider.download(name, io.BytesIO())
+    for call in (
+        provider.retrieve,
+        provider.cancel,
+        provider.delete_file,
+        lambda name: provider.download(name, io.BytesIO()),
+    ):
+        with pytest.raises(ProviderError) as caught:
+            call(name)
+        assert str(caught.value) == f"{name!r} is no id of a batch or file; nothing was asked."
     assert server.calls() == {}
 
 
@@ -352,6 +358,7 @@ class RawServer:
     def __init__(self):
         self.replies = []
         self.asked = []
+        self.credentials = []
         self.headers = {}
         outer = self
 
@@ -359,6 +366,7 @@ class RawServer:
             def reply(self):
                 self.rfile.read(int(self.headers.get("content-length", 0)))
                 outer.asked.append(f"{self.command} {self.path}")
+                outer.credentials.append(self.headers["authorization"] or self.headers["api-key"])
                 replies = outer.replies
                 status, kind, body = replies.pop(0) if len(replies) > 1 else replies[0]
                 self.send_response(status)
@@ -490,6 +498,10 @@ def test_a_refused_key_is_an_error_that_does_not_show_it(raw, raw_provider, call
     assert f"HTTP {status}, invalid_api_key, " in str(caught.value)
     assert "it resumes" in str(caught.value)
     assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    # Nor does what a notebook or a log prints of it.
+    assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert len(raw.asked) == 1
 
 
@@ -664,10 +676,81 @@ def test_a_batch_without_a_date_does_not_end_the_listing(raw, raw_provider, crea
     assert find(raw_provider) == ["batch_2"]
 
 
-def test_a_page_in_which_a_batch_cannot_be_read_is_no_complete_listing(raw, raw_provider):
-    raw.answers(a_page(a_batch(1), {"object": "batch"}))
-    with pytest.raises(Unavailable):
+ODD_BATCHES = [
+    {"object": "batch"},
+    BATCH | {"id": None},
+    BATCH | {"id": 7},
+    BATCH | {"id": "prod/eu#1", "input_file_id": "file-1", "metadata": {"token": "t"}},
+    {},
+    None,
+    "batch_9",
+]
+
+
+@pytest.mark.parametrize("odd", ODD_BATCHES, ids=str)
+def test_somebody_elses_batch_with_an_odd_id_does_not_hide_ours(raw, raw_provider, odd):
+    raw.answers(
+        a_page(odd, a_batch(1), odd, has_more=True), a_page(odd, a_batch(2, input_file_id="file-1"))
+    )
+    assert find(raw_provider) == ["batch_2"]
+    assert [asked.partition("?")[2] for asked in raw.asked] == [
+        "limit=100",
+        "after=batch_1&limit=100",
+    ]
+
+
+@pytest.mark.parametrize("has_more", [True, None])
+def test_a_page_of_odd_ids_only_is_not_the_end_of_the_listing(raw, raw_provider, has_more):
+    raw.answers(a_page(*ODD_BATCHES, has_more=has_more), a_page(a_batch(1, input_file_id="file-1")))
+    with pytest.raises(Unavailable, match="no usable id, and there are more"):
         find(raw_provider)
+
+
+def test_a_last_page_of_odd_ids_only_is_the_end_of_the_listing(raw, raw_provider):
+    raw.answers(
+        a_page(a_batch(1, input_file_id="file-1"), has_more=True),
+        a_page(*ODD_BATCHES, has_more=False),
+    )
+    assert find(raw_provider) == ["batch_1"]
+
+
+def old(number, seconds_ago):
+    """A batch from before the intent, which is of second 5000."""
+    return a_batch(number, created_at=5000 - seconds_ago)
+
+
+@pytest.mark.parametrize(
+    "first_page",
+    [
+        [old(1, 3000), old(2, 2000)],
+        [old(1, 3000), old(2, 3000), old(3, 10)],
+        [old(1, 2000), old(2, 3000), old(3, 2500)],
+        [old(1, 10), old(2, 3000), old(3, 10)],
+        # Nobody can tell the order of these.
+        [old(1, 3000)],
+        [old(1, 3000), old(2, 3000)],
+    ],
+    ids=["oldest first", "oldest first, ours next", "unsorted", "first alike", "one", "alike"],
+)
+def test_a_listing_that_is_not_newest_first_is_read_to_its_end(raw, raw_provider, first_page):
+    raw.answers(
+        a_page(*first_page, has_more=True),
+        a_page(a_batch(7, created_at=5001, input_file_id="file-1"), has_more=False),
+    )
+    assert find(raw_provider) == ["batch_7"]
+    assert len(raw.asked) == 2
+
+
+@pytest.mark.parametrize(("seconds_ago", "n_pages"), [(901, 1), (900, 2), (899, 2)])
+def test_a_newest_first_listing_ends_a_clocks_error_before_the_intent(
+    raw, raw_provider, seconds_ago, n_pages
+):
+    raw.answers(
+        a_page(a_batch(1, input_file_id="file-1"), old(2, seconds_ago), has_more=True),
+        a_page(old(3, 5000), has_more=False),
+    )
+    assert find(raw_provider) == ["batch_1"]
+    assert len(raw.asked) == n_pages
 
 
 @pytest.mark.parametrize("data", [None, "x", {}])
@@ -685,9 +768,29 @@ def test_an_upload_must_have_arrived_whole(raw, raw_provider, size, fits):
     raw.answers({"id": "file-1", "object": "file", "bytes": size})
     if fits:
         assert raw_provider.upload(io.BytesIO(b"{}\n"), "x.jsonl", 3) == "file-1"
+        assert raw.asked == ["POST /v1/files"]
     else:
         with pytest.raises(Unavailable, match=f"{size} of 3 bytes arrived"):
             raw_provider.upload(io.BytesIO(b"{}\n"), "x.jsonl", 3)
+        assert raw.asked == ["POST /v1/files", "DELETE /v1/files/file-1"]
+
+
+@pytest.mark.parametrize("size", ["3", "three", [], {}, 3.5], ids=str)
+def test_an_upload_whose_size_is_not_ours_in_whatever_words_is_none(raw, raw_provider, size):
+    raw.answers({"id": "file-1", "object": "file", "bytes": size})
+    with pytest.raises(Unavailable, match="of 3 bytes arrived"):
+        raw_provider.upload(io.BytesIO(b"{}\n"), "x.jsonl", 3)
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 429, 500])
+def test_an_upload_that_cannot_be_deleted_may_still_be_made_again(raw, raw_provider, status):
+    raw.replies = [
+        (200, "application/json", b'{"id": "file-1", "bytes": 2}'),
+        (status, "application/json", b'{"error": {"message": "no"}}'),
+    ]
+    with pytest.raises(Unavailable, match="2 of 3 bytes arrived"):
+        raw_provider.upload(io.BytesIO(b"{}\n"), "x.jsonl", 3)
+    assert raw.asked == ["POST /v1/files", "DELETE /v1/files/file-1"]
 
 
 @pytest.mark.parametrize("name", [None, "", 7, "../x"])
@@ -755,6 +858,39 @@ def test_a_broken_key_is_refused_and_not_shown(monkeypatch, key):
     with openai.OpenAI(api_key=key) as client, pytest.raises(ApiKeyError) as caught:
         Provider(client)
     assert "secret" not in str(caught.value)
+
+
+def test_a_client_whose_key_comes_from_a_function_is_taken_and_asks_it_each_time(raw):
+    keys = iter(["sk-first", "sk-second"])
+    raw.answers(BATCH)
+    with openai.OpenAI(base_url=raw.url, api_key=lambda: next(keys)) as client:
+        provider = Provider(client)
+        assert raw.asked == []
+        for _ in range(2):
+            assert provider.retrieve("batch_1") == SEEN
+    assert raw.credentials == ["Bearer sk-first", "Bearer sk-second"]
+
+
+@pytest.mark.parametrize(
+    ("credentials", "sent"),
+    [
+        ({"azure_ad_token": "a-token"}, "Bearer a-token"),
+        ({"azure_ad_token_provider": lambda: "a-fresh-token"}, "Bearer a-fresh-token"),
+        ({"api_key": "a-key"}, "a-key"),
+    ],
+    ids=["token", "function", "key"],
+)
+def test_a_client_of_azure_is_taken_with_its_own_credentials(raw, monkeypatch, credentials, sent):
+    for name in ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    raw.answers(BATCH)
+    azure = openai.AzureOpenAI(base_url=raw.url, api_version="2024-10-21", **credentials)
+    with azure as client:
+        provider = Provider(client)
+        assert provider.retrieve("batch_1") == SEEN
+        assert provider.account.base_url == f"{raw.url}/"
+    assert raw.asked == ["GET /v1/batches/batch_1?api-version=2024-10-21"]
+    assert raw.credentials == [sent]
 
 
 @pytest.mark.parametrize(

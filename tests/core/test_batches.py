@@ -28,6 +28,7 @@ from batchframe.core.batches import (
     Poll,
     Reconcile,
     ResultsCommitted,
+    ResultsLost,
     ShardFrozen,
     State,
     Upload,
@@ -46,7 +47,10 @@ def seen(status="in_progress", **changes):
 
 
 RUNNING, DONE = seen(n_done=3), seen("completed", output_file_id="file-2")
-COMMITTED = ResultsCommitted(downloads={"output": "ab"}, n_duplicate=0, n_foreign=0, n_unreadable=0)
+NO_USAGE = Usage(input_tokens=0, cached_tokens=0, output_tokens=0, reasoning_tokens=0)
+COMMITTED = ResultsCommitted(
+    usage=NO_USAGE, downloads={"output": "ab"}, n_duplicate=0, n_foreign=0, n_unreadable=0
+)
 
 STATES = {
     "not frozen": None,
@@ -59,7 +63,7 @@ STATES = {
     "collected": Collected(batch=DONE, results=COMMITTED),
 }
 EVENTS = {
-    "frozen": ShardFrozen(n_requests=1, n_bytes=2, n_tokens=3, sha256="ab", round=0),
+    "frozen": ShardFrozen(n_requests=1, n_bytes=2, n_tokens=3, sha256="ab" * 32, round=0),
     "upload started": UploadStarted(),
     "file uploaded": FileUploaded(file_id="file-1"),
     "create started": CreateStarted(token="t", at=5.0),
@@ -68,6 +72,7 @@ EVENTS = {
     "seen running": RUNNING,
     "seen done": DONE,
     "committed": COMMITTED,
+    "lost": ResultsLost(),
 }
 #: The whole machine. Whatever does not stand here is refused.
 TRANSITIONS = {
@@ -82,6 +87,7 @@ TRANSITIONS = {
     ("live", "seen running"): Live(batch=RUNNING),
     ("live", "seen done"): Ended(batch=DONE),
     ("ended", "committed"): STATES["collected"],
+    ("collected", "lost"): Ended(batch=DONE),
 }
 REFUSED = sorted(set(product(STATES, EVENTS)) - TRANSITIONS.keys())
 
@@ -108,7 +114,7 @@ def test_every_other_pair_is_refused(state, event):
 
 
 def test_table_and_refusals_are_all_pairs():
-    assert len(TRANSITIONS) + len(REFUSED) == 8 * 9
+    assert len(TRANSITIONS) + len(REFUSED) == 8 * 10
 
 
 def test_no_way_leads_from_a_create_that_was_sent_to_a_second_one_for_the_same_file_unasked():
@@ -121,6 +127,16 @@ def test_no_way_leads_from_a_create_that_was_sent_to_a_second_one_for_the_same_f
             assert isinstance(event, CreateRefused)
         else:
             assert not isinstance(next_action(after), Create)
+
+
+@pytest.mark.parametrize("status", list(BatchStatus), ids=str)
+def test_a_live_batch_is_not_replaced_by_another(status):
+    # Two batches of one shard are both paid for: that must never pass as progress.
+    for batch_id in ("batch_2", "batch_10", "BATCH_1", ""):
+        with pytest.raises(
+            IllegalTransitionError, match="BatchSeen cannot happen to a shard that is Live"
+        ):
+            advance(STATES["live"], seen(status, batch_id=batch_id))
 
 
 @pytest.mark.parametrize("status", list(BatchStatus), ids=str)
@@ -193,3 +209,13 @@ def test_events_read_back_from_json_as_they_were_written(name):
     data = msgspec.json.encode(event)
     assert msgspec.json.decode(data, type=Event) == event
     assert msgspec.json.decode(data)["type"] == type(event).__name__
+
+
+@pytest.mark.parametrize(
+    "digest",
+    ["", "ab", "AB" * 32, "ab" * 33, "g" * 64, "../" + "0" * 61, " " + "ab" * 32, "ab" * 31 + "/x"],
+)
+def test_a_hash_that_is_none_is_not_read_because_it_becomes_the_name_of_a_file(digest):
+    fields = msgspec.to_builtins(EVENTS["frozen"]) | {"sha256": digest}
+    with pytest.raises(msgspec.ValidationError, match=r"matching regex .* `\$\.sha256`"):
+        msgspec.json.decode(msgspec.json.encode(fields), type=Event)

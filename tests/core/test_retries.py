@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchframe.core.results import RESULT_SCHEMA, Status
-from batchframe.core.retries import RETRYABLE_CODES, latest, poll_delay, retry_delay, unfinished
+from batchframe.core.retries import (
+    RETRYABLE_CODES,
+    hopeless,
+    latest,
+    poll_delay,
+    retry_delay,
+    unfinished,
+)
 
 
 def a_table(*rows):
@@ -50,14 +57,14 @@ CASES = [
     (failed("context_length_exceeded", 400), False, True),
     (failed("invalid_api_key", 401), False, True),
     (failed("http_403", 403), False, True),
-    (failed("model_not_found", 404), False, True),
+    (failed("insufficient_quota", 429), True, True),
+    (failed("input_file_not_found"), True, True),
     (failed("http_408", 408), True, True),
     (failed("http_409", 409), True, True),
     (failed("http_413", 413), False, True),
     (failed("http_422", 422), False, True),
     (failed("http_429", 429), True, True),
     (failed(None, 429), True, True),
-    (failed("insufficient_quota", 429), False, True),
     (failed("http_499", 499), False, True),
     (failed("http_500", 500), True, True),
     (failed("http_502", 502), True, True),
@@ -175,3 +182,43 @@ def test_each_row_has_one_latest_result_and_the_costs_are_the_bill(tries, border
         costs = [cost for key, cost in tries if key == row["row_key"]]
         expected = None if None in costs else math.fsum(costs)
         assert row["cost_usd"] == expected
+
+
+REFUSED = {"status": "failed", "error_code": "model_not_found", "error_message": "no such model"}
+
+
+def test_a_shard_that_failed_as_one_is_hopeless_until_the_spec_is_proven():
+    results = a_table(REFUSED, REFUSED)
+
+    assert hopeless(results, proven=False) == "model_not_found: no such model"
+    assert hopeless(results, proven=True) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"status": "ok"},
+        {"status": "failed", "error_code": "bad_prompt"},
+        {"status": "failed", "error_code": "server_error"},
+        {"status": "expired", "error_code": "batch_expired"},
+    ],
+    ids=lambda row: row["status"] + row.get("error_code", ""),
+)
+def test_one_row_that_fared_otherwise_leaves_hope(other):
+    assert hopeless(a_table(REFUSED, other), proven=False) is None
+
+
+def test_failures_that_pass_leave_hope():
+    overloaded = {"status": "failed", "error_code": "server_error", "http_status": 503}
+
+    assert hopeless(a_table(overloaded, overloaded), proven=False) is None
+
+
+def test_an_account_without_money_is_hopeless_even_when_others_were_answered():
+    broke = {"status": "failed", "error_code": "insufficient_quota", "error_message": "pay"}
+
+    assert hopeless(a_table({"status": "ok"}, broke), proven=True) == "insufficient_quota: pay"
+
+
+def test_a_shard_without_results_leaves_hope():
+    assert hopeless(a_table(), proven=False) is None

@@ -1,7 +1,7 @@
 """Cutting keeps every request once and in order, within every limit at once."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 from hypothesis import given
@@ -153,9 +153,13 @@ def test_limits_within_the_services_own_are_taken(fields):
         ({"max_enqueued_tokens": 0}, "from 1 upwards."),
         ({"max_enqueued_tokens": -5}, "from 1 upwards."),
         ({"max_live_batches": 0}, "from 1 upwards."),
-        ({"max_live_batches": float("nan")}, "from 1 upwards."),
+        ({"max_live_batches": -1}, "from 1 upwards."),
         ({"reconcile_seconds": -1}, "0 or more."),
+        ({"reconcile_seconds": -0.5}, "0 or more."),
         ({"reconcile_seconds": float("nan")}, "0 or more."),
+        ({"reconcile_seconds": "600"}, "0 or more."),
+        ({"reconcile_seconds": None}, "0 or more."),
+        ({"reconcile_seconds": True}, "0 or more."),
     ],
     ids=str,
 )
@@ -163,4 +167,21 @@ def test_limits_that_the_service_would_refuse_are_refused_by_name(fields, range_
     ((name, value),) = fields.items()
     with pytest.raises(ParameterError) as caught:
         Limits(**fields)
-    assert str(caught.value) == f"Limits({name}={value}) must be {range_}"
+    assert str(caught.value) == f"Limits({name}={value!r}) must be {range_}"
+
+
+NUMBERS = ["max_requests", "max_bytes", "max_enqueued_tokens", "max_live_batches"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *product(NUMBERS, [True, False, 1.0, 2.5, float("nan"), float("inf"), "100"]),
+        # Only the tokens may be left open.
+        *product([name for name in NUMBERS if name != "max_enqueued_tokens"], [None]),
+    ],
+)
+def test_limits_that_are_no_whole_numbers_are_refused_by_name(name, value):
+    with pytest.raises(ParameterError) as caught:
+        Limits(**{name: value})
+    assert str(caught.value) == f"Limits({name}={value!r}) must be a whole number."

@@ -17,7 +17,6 @@ from batchframe.emulator import JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
 from batchframe.run import Options, run_rows
 from batchframe.storage import Storage
-
 from tests.engine.mortality import Died, Life, MortalProvider, MortalStorage
 
 ROWS = 3
@@ -74,9 +73,7 @@ def test_a_run_that_died_at_any_operation_is_resumed_and_pays_once(tmp_path, pow
             path = tmp_path / f"point {point}"
             created = server.calls().get("batches.create", 0)
 
-            prompts, results, died = die_and_resume(
-                server, clock, path, ends_at=point, power=power
-            )
+            prompts, results, died = die_and_resume(server, clock, path, ends_at=point, power=power)
 
             where = f"died at point {point}"
             assert [row["completion"] for row in results] == [

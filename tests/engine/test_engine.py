@@ -360,3 +360,91 @@ def test_no_thread_of_the_engine_outlives_its_work(run, server):
         if thread.name.startswith("batchframe"):
             thread.join(5)
             assert not thread.is_alive()
+
+
+# What is stopped, mended and told apart
+
+
+def test_a_first_batch_that_fails_for_good_stops_the_rest(run, clock):
+    refusal = {"error": {"message": "no such model", "type": None, "code": "model_not_found"}}
+    limits = Limits(max_requests=10, max_live_batches=1)
+
+    with LocalServer(lambda body: (404, refusal), clock=clock) as server:
+        with pytest.raises(bf.ProviderError, match=r"model_not_found: no such model .* not sent"):
+            run(server, rows_of(60), limits=limits)
+
+        # The next may have been on its way when the first one's answers came.
+        assert server.calls()["batches.create"] <= 2
+
+
+def test_an_account_without_money_stops_the_run_and_a_later_call_goes_on(run, clock):
+    account = {"money": False}
+
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if not account["money"]:
+            return 429, {"error": {"message": "pay", "type": None, "code": "insufficient_quota"}}
+        text = body["messages"][-1]["content"]
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    limits = Limits(max_requests=10, max_live_batches=1)
+    with LocalServer(answer, clock=clock) as server:
+        with pytest.raises(bf.ProviderError, match="insufficient_quota"):
+            run(server, rows_of(30), limits=limits)
+        account["money"] = True
+
+        assert completions(run(server, rows_of(30), limits=limits)) == list(rows_of(30).values())
+
+
+def test_failed_rows_of_a_proven_spec_stop_nothing(run, clock):
+    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        text = body["messages"][-1]["content"]
+        if text in {"question 2", "question 3"}:
+            return 400, {"error": {"message": "no", "type": None, "code": "bad_prompt"}}
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    with LocalServer(answer, clock=clock) as server:
+        results = run(server, rows_of(6), limits=Limits(max_requests=2, max_live_batches=1))
+
+    assert [result["status"] for result in results] == ["ok", "ok", "failed", "failed", "ok", "ok"]
+
+
+def test_a_batch_whose_input_file_is_not_found_is_sent_again_from_a_new_file(run, server):
+    server.inject(Fault("files.create", "visible-late:15"))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert_each_paid_once(server, 10)
+
+
+def test_damaged_results_are_made_anew_from_the_downloads(run, server, tmp_path):
+    first = run(server, rows_of(10))
+    (tmp_path / "checkpoint" / "results" / "00000.parquet").write_bytes(b"damaged")
+    before = server.calls()
+
+    assert run(server, rows_of(10)) == first
+    assert server.calls() == before
+
+
+def test_damaged_results_and_downloads_are_fetched_again_and_nothing_is_paid(run, server, tmp_path):
+    first = run(server, rows_of(10))
+    (tmp_path / "checkpoint" / "results" / "00000.parquet").unlink()
+    (tmp_path / "checkpoint" / "raw" / "00000-output.jsonl.zst").write_bytes(b"damaged")
+
+    assert run(server, rows_of(10)) == first
+    assert server.calls()["batches.create"] == 1
+    assert server.calls()["files.content"] == 2
+
+
+def test_downloads_that_someone_deleted_are_not_missed(run, server, tmp_path):
+    first = run(server, rows_of(10))
+    (tmp_path / "checkpoint" / "raw" / "00000-output.jsonl.zst").unlink()
+
+    assert run(server, rows_of(10)) == first
+
+
+def test_rows_that_do_not_add_up_to_the_batch_are_told(run, server, caplog):
+    server.inject(Fault("output", "drop-line"))
+
+    run(server, rows_of(10))
+
+    assert "the batch says" in caplog.text

@@ -1,0 +1,135 @@
+"""The command line, as processes: what it prints, how it ends, and what it does not import."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+from typer.testing import CliRunner
+
+from batchframe.cli import app
+
+ROOT = Path(__file__).parents[1]
+PYTHON = [sys.executable, "-W", "error"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        [*PYTHON, "-m", "batchframe", *arguments],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def serving(*arguments, cwd):
+    """A `batchframe serve`, and the base_url that it printed."""
+    process = subprocess.Popen(
+        [*PYTHON, "-m", "batchframe", "serve", *arguments],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+    try:
+        first = process.stdout.readline()
+        assert first.startswith("base_url: http://127.0.0.1:"), process.stderr.read()
+        yield process, first.removeprefix("base_url: ").strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def test_help_names_every_command():
+    shown = CliRunner().invoke(app, ["--help"])
+    assert shown.exit_code == 0
+    assert {"demo", "serve"} <= set(shown.output.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("demo", ["--rows", "--model", "--output"]),
+        ("serve", ["--port", "--model", "--directory"]),
+    ],
+)
+def test_each_command_explains_itself_and_its_options(command, options):
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    assert [option for option in options if option not in shown.output] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_serve_answers_and_stops_cleanly(number, tmp_path):
+    with serving(cwd=tmp_path) as (process, base_url):
+        with openai.OpenAI(base_url=base_url, api_key="anything") as client:
+            file = client.files.create(file=("rows.jsonl", b"{}"), purpose="batch")
+            assert [listed.id for listed in client.files.list()] == [file.id]
+        process.send_signal(number)
+        # Not communicate(), which does not see what was read ahead with the first line.
+        out, err = process.stdout.read(), process.stderr.read()
+        process.wait(timeout=30)
+    assert f"export OPENAI_BASE_URL={base_url}\n" in out
+    assert "export OPENAI_API_KEY=anything\n" in out
+    assert out.endswith("Ctrl-C stops.\nStopped.\n")
+    assert (process.returncode, err) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_serve_finds_its_directory_again(tmp_path):
+    for listed in (0, 1):
+        with (
+            serving("--directory", "kept", cwd=tmp_path) as (process, base_url),
+            openai.OpenAI(base_url=base_url, api_key="anything") as client,
+        ):
+            assert len(list(client.files.list())) == listed
+            client.files.create(file=("rows.jsonl", b"{}"), purpose="batch")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0
+
+
+def test_a_port_in_use_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run("serve", "--port", str(port), cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr == (
+        f"batchframe: Port {port} is in use. Choose another with --port, or leave it out for a "
+        "free one.\n"
+    )
+
+
+def test_a_directory_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    ended = run("serve", "--directory", "file", cwd=tmp_path)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("batchframe: The server cannot start: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_the_command_line_imports_no_heavy_library(tmp_path):
+    heavy = {"numpy", "openai", "pandas", "polars", "pyarrow", "starlette", "tqdm", "xllamacpp"}
+    code = f"import sys, batchframe.__main__; print({heavy!r} & sys.modules.keys())"
+    ended = subprocess.run(
+        [*PYTHON, "-c", code],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    assert ended.stdout == "set()\n"
