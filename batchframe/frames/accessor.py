@@ -7,6 +7,7 @@ nothing but the frame. Heavy libraries are imported when a call needs them.
 
 import functools
 import inspect
+import math
 import re
 import sys
 import warnings
@@ -30,6 +31,8 @@ __all__ = ["OpenAIBatch", "complete", "register"]
 FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
 P = ParamSpec("P")
 
+#: The longest time between two looks at a batch, in seconds: its window.
+_LONGEST_POLL = 86_400
 #: Directory under the working directory in which checkpoints are found by their spec.
 _HOME = ".batchframe"
 
@@ -107,21 +110,27 @@ def complete(
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
     adapter = _adapter(frame)
-    _check_arguments(
+    _check_values(
         model=model,
         system=system,
         output=output,
+        checkpoint=checkpoint,
         max_retries=max_retries,
+        retry_failed=retry_failed,
+        limits=limits,
         completion_window=completion_window,
         poll_interval=poll_interval,
         timeout=timeout,
+        progress=progress,
+        details=details,
     )
+    _check_client(client)
     from batchframe.core.columns import column_names, result_columns
     from batchframe.frames import inputs
 
-    labels = adapter.labels(frame)
-    inputs.check_label(prompt_col, "prompt_col", labels)
-    inputs.check_label(id_col, "id_col", labels)
+    labels, index = adapter.labels(frame), adapter.index_names(frame)
+    inputs.check_label(prompt_col, "prompt_col", labels, index)
+    inputs.check_label(id_col, "id_col", labels, index)
     inputs.check_free(column_names(output, details=details), labels, output)
     body = _body_params(params)
     prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
@@ -209,6 +218,8 @@ class _Adapter(Protocol):
 
     def labels(self, frame: Any) -> list[Hashable]: ...
 
+    def index_names(self, frame: Any) -> list[Hashable]: ...
+
     def column(self, frame: Any, label: Hashable) -> "pa.Array": ...
 
     def attach(self, frame: Any, columns: "pa.Table", *, like: Hashable) -> Any: ...
@@ -231,33 +242,91 @@ def _adapter(frame: object) -> _Adapter:
     )
 
 
-def _check_arguments(
-    *,
-    model: object,
-    system: object,
-    output: object,
-    max_retries: object,
-    completion_window: object,
-    poll_interval: object,
-    timeout: object,
-) -> None:
-    if not isinstance(model, str) or not model.strip():
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_word(value: object) -> bool:
+    return _is_text(value) and bool(str(value).strip())
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | Path) and _is_word(str(value)) and "\0" not in str(value)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_seconds(value: object, most: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+#: What each keyword's value must be, in code and in words.
+_VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "model": (_is_word, "must name a model, for example model='gpt-4o-mini'"),
+    "system": (
+        lambda value: value is None or _is_text(value),
+        "must be text, without half characters (lone surrogates), or None",
+    ),
+    "output": (_is_word, "must be a word that names columns"),
+    "checkpoint": (
+        lambda value: value is None or _is_path(value),
+        "must be the path of a directory, or None",
+    ),
+    "max_retries": (_is_count, "must be a whole number from 0 upwards"),
+    "retry_failed": (_is_flag, "must be True or False"),
+    "completion_window": (
+        lambda value: isinstance(value, str) and re.fullmatch(r"\d+[hd]", value) is not None,
+        "must be a window such as '24h'",
+    ),
+    "poll_interval": (
+        lambda value: value is None or _is_seconds(value, _LONGEST_POLL),
+        f"must be seconds from 0 to {_LONGEST_POLL:,}, or None",
+    ),
+    "timeout": (
+        lambda value: value is None or _is_seconds(value),
+        "must be seconds from 0 upwards, or None",
+    ),
+    "progress": (_is_flag, "must be True or False"),
+    "details": (_is_flag, "must be True or False"),
+}
+
+
+def _check_values(*, limits: object, **values: object) -> None:
+    from batchframe.core.shards import Limits
+
+    for name, value in values.items():
+        fits, words = _VALUES[name]
+        if not fits(value):
+            raise ParameterError(f"{name}={value!r:.60} {words}.")
+    if limits is not None and not isinstance(limits, Limits):
+        raise ParameterError(f"limits must be bf.Limits(...), not {type(limits).__name__}.")
+
+
+def _check_client(client: object) -> None:
+    if client is None:
+        return
+    import openai
+
+    if isinstance(client, openai.AsyncOpenAI):
         raise ParameterError(
-            f"model={model!r} names no model. Pass its name, for example model='gpt-4o-mini'."
+            f"client is an {type(client).__name__}, and complete() waits: pass an openai.OpenAI or "
+            "AzureOpenAI client."
         )
-    if system is not None and not isinstance(system, str):
-        raise ParameterError(f"system must be text, not {type(system).__name__}.")
-    if not isinstance(output, str) or not output:
-        raise ParameterError(f"output={output!r} cannot name columns. Pass a word.")
-    if isinstance(max_retries, bool) or not isinstance(max_retries, int) or max_retries < 0:
-        raise ParameterError(f"max_retries={max_retries!r} must be a whole number from 0 upwards.")
-    if not isinstance(completion_window, str) or not re.fullmatch(r"\d+[hd]", completion_window):
+    if not isinstance(client, openai.OpenAI):
+        # Its type only: it may well be the key.
         raise ParameterError(
-            f"completion_window={completion_window!r} is not a window such as '24h'."
+            f"client must be an openai.OpenAI client, not {type(client).__name__}. An API key "
+            "goes into OpenAI(api_key=...)."
         )
-    for name, value in (("poll_interval", poll_interval), ("timeout", timeout)):
-        if value is not None and not (isinstance(value, int | float) and value >= 0):
-            raise ParameterError(f"{name}={value!r} must be seconds, 0 or more.")
 
 
 #: Body fields that a call cannot set, and why.
@@ -278,8 +347,8 @@ def _body_params(params: Mapping[str, Any]) -> dict[str, Any]:
         if name in _REFUSED:
             raise ParameterError(f"{name}= cannot be set: {_REFUSED[name]}.")
         if name not in CHAT_PARAMETERS:
-            own = [key for key in inspect.signature(complete).parameters if key != "params"]
-            near = closest(name, [*own, *sorted(CHAT_PARAMETERS)])
+            own = inspect.signature(complete).parameters.keys() - {"frame", "params"}
+            near = closest(name, sorted(own | (CHAT_PARAMETERS - _REFUSED.keys())))
             meant = f" Did you mean {near!r}?" if near else ""
             raise ParameterError(
                 f"complete() and the API know no keyword {name!r}.{meant} Nothing was sent."
@@ -299,5 +368,13 @@ def _warn_of_unknown_prices(results: "pa.Table", spec: "Spec") -> None:
     if models:
         warnings.warn(
             f"No price is known for {', '.join(models)}: their cost is null, not zero.",
-            stacklevel=3,
+            stacklevel=_stacklevel(),
         )
+
+
+def _stacklevel() -> int:
+    """How far up the caller of this package stands, seen from the function that calls this."""
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the way of the standard library's own
+    while frame.f_back is not None and frame.f_globals["__name__"] == __name__:
+        level, frame = level + 1, frame.f_back
+    return level

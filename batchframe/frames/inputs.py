@@ -10,27 +10,38 @@ from collections.abc import Hashable, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.errors import ColumnError, RowError
+from batchframe.errors import ColumnError, ParameterError, RowError
 
 __all__ = ["check_free", "check_label", "closest", "ids", "prompts"]
 
 #: Rows that a message names before it says "and more".
 _SHOWN = 5
+#: Columns that a message names.
+_SHOWN_LABELS = 20
 
 
-def check_label(label: Hashable, role: str, labels: Sequence[Hashable]) -> None:
-    """Raise ColumnError unless exactly one column has this label."""
+def check_label(
+    label: Hashable, role: str, labels: Sequence[Hashable], index: Sequence[Hashable]
+) -> None:
+    """Raise ColumnError unless exactly one column has this label; `index` names pandas' index."""
+    if not _is_hashable(label):
+        raise ParameterError(f"{role} must be one column's name, not a {type(label).__name__}.")
     found = labels.count(label)
     if found > 1:
         raise ColumnError(
             f"{found} columns are named {label!r}; {role} must name one. Rename them first."
         )
     if found == 0:
-        near = closest(str(label), [str(known) for known in labels])
-        meant = f" Did you mean {near!r}?" if near else ""
+        known = {str(other): other for other in labels}
+        near = closest(str(label), list(known))
+        meant = f" Did you mean {known[near]!r}?" if near is not None else ""
+        if label is not None and label in index:
+            meant = " It names the index: make a column of it with df.reset_index()."
+        shown = ", ".join(map(repr, labels[:_SHOWN_LABELS])) or "none"
+        more = len(labels) - _SHOWN_LABELS
         raise ColumnError(
             f"There is no column {label!r} for {role}.{meant} "
-            f"The columns are {', '.join(map(repr, labels)) or 'none'}."
+            f"The columns are {shown}{f' and {more} more' if more > 0 else ''}."
         )
 
 
@@ -54,12 +65,13 @@ def closest(name: str, known: Sequence[str]) -> str | None:
 def prompts(column: pa.Array, label: Hashable) -> pa.Array:
     """Strings, one per row; null where nothing is to be sent: null and empty prompts."""
     column = _plain(column)
-    if pa.types.is_null(column.type):
+    if column.null_count == len(column):  # of whatever type: nothing here tells a mistake
         return pa.nulls(len(column), pa.large_string())
     if not _is_text(column.type):
         raise ColumnError(
             f"Column {label!r} holds {column.type}, and prompts are text: "
-            f"{_examples(column, pc.indices_nonzero(pc.is_valid(column)))}. Make text of it first."
+            f"{_examples(column, pc.indices_nonzero(pc.is_valid(column)))}. "
+            f"{_way_to_text(column.type)}"
         )
     text = pc.cast(column, pa.large_string())
     return pc.if_else(pc.equal(pc.binary_length(text), 0), pa.scalar(None, text.type), text)
@@ -68,24 +80,27 @@ def prompts(column: pa.Array, label: Hashable) -> pa.Array:
 def ids(column: pa.Array, label: Hashable) -> pa.Array:
     """Integers or strings, one per row, no nulls, no duplicates."""
     column = _plain(column)
+    if len(column) == 0:  # of whatever type: without rows, no library knows one
+        return pa.array([], pa.large_string())
     nulls = pc.indices_nonzero(pc.is_null(column))
     if len(nulls):
         raise RowError(
-            f"{len(nulls)} ids in column {label!r} are null, the first in {_rows(nulls)}. Every "
-            "row needs an id of its own: fill them, or drop those rows."
+            f"{len(nulls)} {'row has' if len(nulls) == 1 else 'rows have'} no id: column {label!r} "
+            f"is null in {_rows(nulls)}. Every row needs an id of its own: fill in the missing "
+            "ones, or drop those rows."
         )
     if not (pa.types.is_integer(column.type) or _is_text(column.type)):
         every = pa.array(range(min(len(column), _SHOWN)), pa.uint64())
         raise ColumnError(
-            f"Column {label!r} holds {column.type}: {_examples(column, every)}. Ids are integers "
-            "or text: cast the column first, for example to Int64 or str."
+            f"Column {label!r} holds {column.type}, and ids are integers or text: "
+            f"{_examples(column, every)}. Cast it first, for example to Int64 or str."
         )
     duplicates = _duplicates(column)
     if len(duplicates):
         raise RowError(
-            f"{len(duplicates)} ids in column {label!r} stand there before: "
-            f"{_examples(column, duplicates)}. Every row needs an id of its own: drop or number "
-            "the duplicates."
+            f"{len(duplicates)} {'row repeats' if len(duplicates) == 1 else 'rows repeat'} the id "
+            f"of an earlier row: column {label!r} has {_examples(column, duplicates)}. Every row "
+            "needs an id of its own: drop the duplicates, or number the rows."
         )
     return column
 
@@ -95,6 +110,23 @@ def _plain(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         return column.dictionary_decode()
     return column
+
+
+def _is_hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _way_to_text(kind: pa.DataType) -> str:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        # str() would make "b'...'" of it, which nobody means.
+        return "Decode it first: .str.decode('utf-8') in pandas, .cast(pl.String) in Polars."
+    if pa.types.is_nested(kind):
+        return "Make one text of each first, for example with json.dumps."
+    return "Cast it first: .astype(str) in pandas, .cast(pl.String) in Polars."
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -128,4 +160,4 @@ def _examples(column: pa.Array, rows: pa.Array) -> str:
 
 def _short(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= 60 else text[:57] + "..."

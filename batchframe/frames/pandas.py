@@ -1,13 +1,14 @@
 """pandas DataFrames at the door."""
 
 from collections.abc import Hashable
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
-from batchframe.errors import ColumnError
+from batchframe.errors import ColumnError, RowError
 
-__all__ = ["attach", "column", "labels"]
+__all__ = ["attach", "column", "index_names", "labels"]
 
 #: The dtypes of new columns beside NumPy and pandas' own: missing values stay missing, and
 #: integers stay integers.
@@ -28,21 +29,33 @@ def labels(frame: pd.DataFrame) -> list[Hashable]:
     return list(frame.columns)
 
 
+def index_names(frame: pd.DataFrame) -> list[Hashable]:
+    """The names of the index, where users look for a column that is none."""
+    return list(frame.index.names)
+
+
 def column(frame: pd.DataFrame, label: Hashable) -> pa.Array:
     """One column as Arrow, one entry per row; None, NaN, NaT and NA become null."""
     series = frame[label]
     try:
         array = pa.array(series, from_pandas=True)
+    except UnicodeEncodeError:
+        row, value = next(pair for pair in enumerate(series) if not _is_whole(pair[1]))
+        raise RowError(
+            f"Column {label!r} has half a character (a lone surrogate) in row {row}, which cannot "
+            f"be sent: {value!r:.60}. Replace it first: df[{label!r}] = "
+            f"df[{label!r}].str.encode('utf-8', 'replace').str.decode('utf-8')"
+        ) from None
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        values = series[series.notna()]
-        kinds = sorted({type(value).__name__ for value in values})
-        first = next(i for i, known in enumerate(series.notna()) if known) if len(values) else 0
         raise ColumnError(
-            f"Column {label!r} (dtype {series.dtype}, from row {first} on with values of type "
-            f"{', '.join(kinds)}) cannot be read: {error}. "
-            f"Cast it first: df[{label!r}] = df[{label!r}].astype(str)"
+            f"Column {label!r} of dtype {series.dtype} cannot be read as values of one type: "
+            f"{_examples(series)}. Cast it first: df[{label!r}] = df[{label!r}].astype(str)"
         ) from error
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    if isinstance(array, pa.ChunkedArray):
+        if pa.types.is_string(array.type):  # whose 32 bits may be too few for all chunks together
+            array = array.cast(pa.large_string())
+        array = array.combine_chunks()
+    return array
 
 
 def attach(frame: pd.DataFrame, columns: pa.Table, *, like: Hashable) -> pd.DataFrame:
@@ -55,3 +68,20 @@ def attach(frame: pd.DataFrame, columns: pa.Table, *, like: Hashable) -> pd.Data
     else:
         converted = columns.to_pandas(types_mapper=_DTYPES.get)
     return frame.assign(**{name: converted[name].array for name in columns.column_names})
+
+
+def _is_whole(value: object) -> bool:
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _examples(series: "pd.Series[Any]") -> str:
+    """The first value of each type of values."""
+    first: dict[type, str] = {}
+    for row, (value, known) in enumerate(zip(series, series.notna(), strict=True)):
+        if known and type(value) not in first:
+            first[type(value)] = f"{value!r:.60} in row {row}"
+    return ", ".join(first.values())

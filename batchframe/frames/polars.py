@@ -7,12 +7,17 @@ import pyarrow as pa
 
 from batchframe.errors import ColumnError
 
-__all__ = ["attach", "column", "labels"]
+__all__ = ["attach", "column", "index_names", "labels"]
 
 
 def labels(frame: pl.DataFrame) -> list[Hashable]:
     """The names of the columns, in order."""
     return list(frame.columns)
+
+
+def index_names(frame: pl.DataFrame) -> list[Hashable]:  # noqa: ARG001 - pandas has one
+    """No names: there is no index."""
+    return []
 
 
 def column(frame: pl.DataFrame, label: Hashable) -> pa.Array:
@@ -23,12 +28,16 @@ def column(frame: pl.DataFrame, label: Hashable) -> pa.Array:
             f"Column {label!r} holds Python objects (pl.Object), which cannot be read. "
             f"Cast it first, for example with pl.col({label!r}).map_elements(str, pl.String)"
         )
-    # The oldest layout has plain offsets; string views lack some of Arrow's kernels.
-    return series.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    try:
+        # The oldest layout has plain offsets; string views lack some of Arrow's kernels.
+        return series.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    except pa.ArrowInvalid as error:  # 128-bit integers
+        raise ColumnError(
+            f"Column {label!r} holds {series.dtype}, which Arrow lacks: {series[0]!r} in row 0. "
+            f"Cast it first, for example with pl.col({label!r}).cast(pl.String)"
+        ) from error
 
 
 def attach(frame: pl.DataFrame, columns: pa.Table, *, like: Hashable) -> pl.DataFrame:  # noqa: ARG001 - pandas needs it
     """A new frame with the columns appended by position."""
-    return frame.with_columns(
-        pl.Series(name, columns[name].combine_chunks()) for name in columns.column_names
-    )
+    return frame.with_columns(pl.Series(name, columns[name]) for name in columns.column_names)
