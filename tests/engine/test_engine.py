@@ -2,13 +2,14 @@
 
 import itertools
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import batchframe as bf
 from batchframe.core.shards import Limits
-from batchframe.emulator import Fault, LocalServer
+from batchframe.emulator import CallableModel, Fault, LocalServer
 
 
 def rows_of(n: int) -> dict[int, str | None]:
@@ -365,32 +366,59 @@ def test_no_thread_of_the_engine_outlives_its_work(run, server):
 # What is stopped, mended and told apart
 
 
+class FirstBatchOnly:
+    """A slow model: it answers the first ten rows, and the others once it is told to go on."""
+
+    def __init__(self, answer: Callable[[str], tuple[int, dict[str, Any]]]) -> None:
+        self._answer = answer
+        self._gate = threading.Event()
+
+    def go_on(self) -> None:
+        self._gate.set()
+
+    def __call__(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        prompt = body["messages"][-1]["content"]
+        if prompt not in set(rows_of(10).values()):
+            self._gate.wait()
+        return self._answer(prompt)
+
+
+def failure(status: int, code: str, message: str) -> tuple[int, dict[str, Any]]:
+    return status, {"error": {"message": message, "type": None, "code": code}}
+
+
 def test_a_first_batch_that_fails_for_good_stops_the_rest(run, clock):
-    refusal = {"error": {"message": "no such model", "type": None, "code": "model_not_found"}}
+    model = FirstBatchOnly(lambda prompt: failure(404, "model_not_found", "no such model"))
     limits = Limits(max_requests=10, max_live_batches=1)
 
-    with LocalServer(lambda body: (404, refusal), clock=clock) as server:
-        with pytest.raises(bf.ProviderError, match=r"model_not_found: no such model .* not sent"):
-            run(server, rows_of(60), limits=limits)
+    with LocalServer(CallableModel(model, instant=False), clock=clock) as server:
+        try:
+            with pytest.raises(bf.ProviderError, match=r"model_not_found: no such model .* sent"):
+                run(server, rows_of(60), limits=limits)
+        finally:
+            model.go_on()
 
-        # The next may have been on its way when the first one's answers came.
+        # The second may have been on its way when the answers of the first came.
         assert server.calls()["batches.create"] <= 2
 
 
 def test_an_account_without_money_stops_the_run_and_a_later_call_goes_on(run, clock):
     account = {"money": False}
 
-    def answer(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def answer(prompt: str) -> tuple[int, dict[str, Any]]:
         if not account["money"]:
-            return 429, {"error": {"message": "pay", "type": None, "code": "insufficient_quota"}}
-        text = body["messages"][-1]["content"]
-        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+            return failure(429, "insufficient_quota", "pay")
+        return 200, {"choices": [{"message": {"content": prompt}, "finish_reason": "stop"}]}
 
+    model = FirstBatchOnly(answer)
     limits = Limits(max_requests=10, max_live_batches=1)
-    with LocalServer(answer, clock=clock) as server:
-        with pytest.raises(bf.ProviderError, match="insufficient_quota"):
-            run(server, rows_of(30), limits=limits)
-        account["money"] = True
+    with LocalServer(CallableModel(model, instant=False), clock=clock) as server:
+        try:
+            with pytest.raises(bf.ProviderError, match="insufficient_quota"):
+                run(server, rows_of(30), limits=limits)
+        finally:
+            account["money"] = True
+            model.go_on()
 
         assert completions(run(server, rows_of(30), limits=limits)) == list(rows_of(30).values())
 
