@@ -289,8 +289,8 @@ def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
         input_file_id=str(fields.get("input_file_id") or ""),
         status=_status(fields.get("status")),
         created_at=_number(fields.get("created_at")),
-        output_file_id=fields.get("output_file_id") or None,  # "" means none at some services
-        error_file_id=fields.get("error_file_id") or None,
+        output_file_id=_file_id(fields.get("output_file_id")),
+        error_file_id=_file_id(fields.get("error_file_id")),
         n_done=int(_number(counts.get("completed")) + _number(counts.get("failed"))),
         usage=_usage(fields.get("usage")),
         errors=tuple(
@@ -332,8 +332,15 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _file_id(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None  # "" means none at some services
+
+
 def _number(value: object) -> float:
-    return value if isinstance(value, int | float) else 0
+    # What does not fit a date or a count says nothing; the log must be able to hold it.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
+        return 0
+    return value
 
 
 def _default_client() -> openai.OpenAI:

@@ -110,7 +110,7 @@ class Bars:
         self._bars = {
             name: tqdm(
                 desc=f"{name:<10}",
-                unit=" rows",
+                unit="rows",
                 total=0,
                 position=position,
                 disable=None,  # silent where the output is not a terminal or notebook

@@ -6,6 +6,7 @@ name a request asks for is accepted and echoed, so that prices apply.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
@@ -236,5 +237,9 @@ def _load(context_tokens: int, slots: int) -> Any:
     params.model.path = str(weights[0])
     params.n_ctx = context_tokens
     params.n_parallel = slots
+    # Threads that share a core wait for each other in a loop: on two busy cores, two of them are
+    # several times slower than one.
+    n_threads = max(1, (os.cpu_count() or 2) - 1)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
     params.verbosity = -1  # or it writes a hundred lines to stderr
     return xllamacpp.Server(params)
