@@ -35,6 +35,7 @@ from batchframe.errors import (
     ProviderError,
     RowError,
     RunTimeoutError,
+    UnknownOutcomeError,
 )
 from batchframe.frames.accessor import complete, register
 
@@ -59,6 +60,7 @@ __all__ = [
     "ProviderError",
     "RowError",
     "RunTimeoutError",
+    "UnknownOutcomeError",
     "complete",
     "emulator",
 ]

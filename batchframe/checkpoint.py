@@ -15,6 +15,7 @@ All names are made of numbers and hashes; nothing else that is read becomes a pa
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -36,6 +37,7 @@ from batchframe.core.batches import (
     Event,
     IllegalTransitionError,
     ResultsCommitted,
+    ShardDropped,
     ShardFrozen,
     State,
     advance,
@@ -70,6 +72,8 @@ _SHARD_SCHEMA = pa.schema(
         pa.field("n_tokens", pa.int64(), nullable=False),
     ]
 )
+#: The directories of a checkpoint.
+_PARTS = ("shards", "log", "raw", "results")
 #: Size of the pieces in which downloads are read back, in bytes.
 _READ_BYTES = 1 << 20
 
@@ -115,6 +119,7 @@ class Checkpoint:
         self._commits = threading.Lock()
         self._n_commits = 0
         self._last_hash = ""
+        self._failure: OSError | None = None
         self._users = 0
         self._lock_file: BinaryIO | None = None
 
@@ -128,6 +133,11 @@ class Checkpoint:
             CheckpointCorruptError: its log is broken.
             CheckpointError: the path cannot be used.
         """
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{path} is a symbolic link, which may lead anywhere. Nothing was sent. Name the "
+                "directory itself with checkpoint=."
+            )
         resolved = path.resolve()
         with cls._open_lock:
             checkpoint = cls._open.get(resolved)
@@ -140,14 +150,18 @@ class Checkpoint:
             checkpoint._users += 1
         return checkpoint  # type: ignore[return-value]
 
+    def share(self) -> None:
+        """One more user of the open checkpoint, who closes it as well."""
+        with self._open_lock:
+            self._users += 1
+
     def close(self) -> None:
         """Give the directory free when the last user of this process closes it."""
         with self._open_lock:
             self._users -= 1
             if self._users == 0:
                 self._open.pop(self.path, None)
-                if self._lock_file is not None:
-                    self._lock_file.close()
+                self._release_lock()
 
     # Shards
 
@@ -213,7 +227,15 @@ class Checkpoint:
                 event=event,
             )
             data = _sealed(msgspec.json.encode(commit))
-            if not self._storage.create(self._commit_path(commit.n), data):
+            try:
+                is_ours = self._storage.create(self._commit_path(commit.n), data)
+            except OSError as error:
+                self._failure = error
+                raise
+            if not is_ours and self._failure is not None:
+                # Our own commit, which failed after it had its name: the next opening reads it.
+                raise self._failure
+            if not is_ours:
                 raise CheckpointBusyError(
                     f"Another process works on {self.path} and has overtaken this one, which stops "
                     "here. Nothing is lost: run the same call again when the other has ended."
@@ -250,7 +272,12 @@ class Checkpoint:
                 while piece := stream.read(_READ_BYTES):
                     yield piece
         except (OSError, pa.ArrowException) as error:
-            raise CheckpointCorruptError(f"{path} cannot be read: {error}.") from error
+            raise _unreadable(path, error) from error
+
+    def drop(self, number: int) -> None:
+        """Give up a shard that was never sent."""
+        self.commit(number, ShardDropped())
+        self._storage.remove(self._shard_path(number, self.shards[number].frozen, "jsonl"))
 
     def store_results(self, number: int, table: pa.Table, committed: ResultsCommitted) -> None:
         """Write a shard's results, read them back, and commit them."""
@@ -269,14 +296,15 @@ class Checkpoint:
         """The results of one collected shard; CheckpointCorruptError if they are damaged."""
         return self._read_table(self._results_path(number), RESULT_SCHEMA)
 
-    def results(self) -> pa.Table:
+    def results(self, columns: Sequence[str] = tuple(RESULT_SCHEMA.names)) -> pa.Table:
         """All results, in the order of their shards: of a row tried twice, the last counts."""
+        schema = pa.schema([RESULT_SCHEMA.field(name) for name in columns])
         tables = [
-            self.results_of(number)
+            self._read_table(self._results_path(number), RESULT_SCHEMA, columns)
             for number, shard in sorted(self.shards.items())
             if isinstance(shard.state, Collected)
         ]
-        return pa.concat_tables(tables) if tables else RESULT_SCHEMA.empty_table()
+        return pa.concat_tables(tables) if tables else schema.empty_table()
 
     # Opening
 
@@ -286,7 +314,7 @@ class Checkpoint:
             self._check_directory()
             # First of all, or a process that dies here would leave a directory that is refused.
             self._check_spec()
-            for part in ("shards", "log", "raw", "results"):
+            for part in _PARTS:
                 self._storage.make_directory(self.path / part)
             self._take_lock()
             self._storage.create(self.path / ".gitignore", b"*\n")
@@ -306,7 +334,7 @@ class Checkpoint:
             raise
 
     def _check_directory(self) -> None:
-        names = self._storage.names(self.path)
+        names = [name for name in self._storage.names(self.path) if not self._is_rest(name)]
         if names and "spec.json" not in names:
             raise CheckpointError(
                 f"{self.path} holds other files ({', '.join(names[:3])}) and is no checkpoint. "
@@ -319,6 +347,18 @@ class Checkpoint:
                     f"Nothing was sent. Close it first: chmod -R go-w {self.path}"
                 )
             self.path.chmod(0o700)
+            if self.path.stat().st_mode & 0o022:
+                raise CheckpointError(
+                    f"{self.path} stays writable for others, whatever its mode is set to: its file "
+                    "system knows no owners. Nothing was sent. Name a directory elsewhere with "
+                    "checkpoint=."
+                )
+
+    def _is_rest(self, name: str) -> bool:
+        """True for what an opening leaves that lost its power before the spec was on the disk."""
+        if name == "lock":
+            return not (self.path / "spec.json").exists()
+        return name in _PARTS and not self._storage.names(self.path / name)
 
     def _check_spec(self) -> None:
         path = self.path / "spec.json"
@@ -387,7 +427,9 @@ class Checkpoint:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._lock_file = None
             holder = file.read(200).decode(errors="replace").strip() or "another process"
+            file.close()
             raise CheckpointBusyError(
                 f"{self.path} is in use by {holder}. Nothing was sent. Wait for it to end, or "
                 "give this call a checkpoint= of its own."
@@ -398,6 +440,9 @@ class Checkpoint:
 
     def _release_lock(self) -> None:
         if self._lock_file is not None:
+            if fcntl is not None:
+                # Unlocked, and not only closed: a forked child may hold a copy of the file.
+                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
             self._lock_file.close()
             self._lock_file = None
 
@@ -407,15 +452,18 @@ class Checkpoint:
         with self._storage.replace(path) as file:
             pq.write_table(table, file, compression="zstd", compression_level=1)
 
-    def _read_table(self, path: Path, schema: pa.Schema) -> pa.Table:
+    def _read_table(
+        self, path: Path, schema: pa.Schema, columns: Sequence[str] | None = None
+    ) -> pa.Table:
         try:
-            with self._storage.open(path) as file:
-                table = pq.read_table(file)
+            with self._storage.open(path) as file, pq.ParquetFile(file) as parquet:
+                fits = parquet.schema_arrow.equals(schema)
+                table = parquet.read(columns) if fits else None
         except (OSError, pa.ArrowException) as error:
-            raise CheckpointCorruptError(f"{path} cannot be read: {error}.") from error
-        if not table.schema.equals(schema):
+            raise _unreadable(path, error) from error
+        if table is None:
             raise CheckpointCorruptError(f"{path} does not have the columns that were written.")
-        return table
+        return table.select(columns) if columns else table
 
     def _shard_path(self, number: int, frozen: ShardFrozen, kind: str) -> Path:
         return self.path / "shards" / f"{number:05d}-{frozen.sha256[:16]}.{kind}"
@@ -428,6 +476,32 @@ class Checkpoint:
 
     def _results_path(self, number: int) -> Path:
         return self.path / "results" / f"{number:05d}.parquet"
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What it means that a file cannot be read: it is damaged, or only the moment is bad."""
+    # pyarrow's own OSErrors, about the content, have no number.
+    passing = isinstance(error, OSError) and error.errno not in {None, errno.ENOENT}
+    if passing:
+        return CheckpointError(
+            f"{path} cannot be read now: {error}. Nothing is lost. Mend the cause and run the same "
+            "call again; if it stays so, delete that one file: it is made anew."
+        )
+    return CheckpointCorruptError(f"{path} cannot be read: {error}.")
+
+
+def _forget_the_parents() -> None:
+    """A forked child has its parent's checkpoints, but neither its threads nor its lock."""
+    for checkpoint in Checkpoint._open.values():  # noqa: SLF001
+        # Only its own copy is closed: to unlock it would unlock the parent's.
+        if checkpoint._lock_file is not None:  # noqa: SLF001
+            checkpoint._lock_file.close()  # noqa: SLF001
+    Checkpoint._open.clear()  # noqa: SLF001
+    Checkpoint._open_lock = threading.Lock()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parents)
 
 
 def _sealed(payload: bytes) -> bytes:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 import openai
+from openai._models import FinalRequestOptions
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
@@ -48,6 +49,10 @@ _ID = re.compile(r"(?:batch|file)[-_][A-Za-z0-9_-]{1,200}")
 _PAGE = 100
 #: HTTP statuses of a create that prove that no batch was made.
 _REFUSED = frozenset({400, 401, 403, 404, 413, 422})
+#: The HTTP status of an answer that holds the asked range of a file, and no more.
+_PARTIAL = 206
+#: Longest wait that a service may ask for, in seconds: a day, as its longest limits last.
+_LONGEST_WAIT = 86_400.0
 #: How far the provider's clock may be behind ours, in seconds.
 _CLOCK_SKEW = 900
 
@@ -75,10 +80,21 @@ class Provider:
             client = _default_client()
             weakref.finalize(self, client.close)  # the user's own is the user's to close
         self._client = client.with_options(max_retries=0)
+        # No call follows a redirect: the key and the prompts would go where it leads.
+        prepare = self._client._prepare_options  # noqa: SLF001
+
+        def prepare_without_redirects(options: FinalRequestOptions) -> FinalRequestOptions:
+            prepared = prepare(options)
+            prepared.follow_redirects = False
+            return prepared
+
+        self._client._prepare_options = prepare_without_redirects  # type: ignore[method-assign]  # noqa: SLF001
         if not _has_other_credentials(client):
             _check_key(client.api_key)
         address = str(self._client.base_url)
         _check_address(address)
+        #: Something answered, whatever it said: the address is not simply wrong.
+        self.reached = False
         #: Who answers and who pays.
         self.account = Account(
             base_url=address,
@@ -88,7 +104,7 @@ class Provider:
 
     def upload(self, file: BinaryIO, name: str, n_bytes: int) -> str:
         """Send an input file under a name that ends in .jsonl. Returns its id."""
-        with _calls("The upload of an input file"):
+        with self._calls("The upload of an input file"):
             seen = _fields(
                 self._client.files.with_raw_response.create(
                     file=(name, file, "application/jsonl"), purpose="batch"
@@ -117,7 +133,11 @@ class Provider:
                 )
             )
         except openai.APIStatusError as error:
-            if error.status_code in _REFUSED and isinstance(error.body, Mapping):
+            self.reached = True
+            # An account without money is refused with the status of a rate limit, which is no
+            # proof by itself (OpenAI, error codes guide, 2026-08).
+            is_refusal = error.status_code in _REFUSED or error.code == "insufficient_quota"
+            if is_refusal and isinstance(error.body, Mapping):
                 return CreateRefused(
                     code=str(error.code or f"http_{error.status_code}"),
                     message=_without_key(error.message),  # it goes into the log
@@ -128,9 +148,12 @@ class Provider:
 
     def retrieve(self, batch_id: str) -> BatchSeen:
         """What the provider says of a batch now."""
-        with _calls("Asking for a batch", known=f"The batch {batch_id}"):
+        with self._calls("Asking for a batch", known=f"The batch {batch_id}"):
             calls = self._client.batches.with_raw_response
-            return _batch_seen(_fields(calls.retrieve(_own_id(batch_id))))
+            seen = _batch_seen(_fields(calls.retrieve(_own_id(batch_id))))
+        if seen.batch_id != batch_id:
+            raise Unavailable(f"asked for {batch_id}, the answer is about {seen.batch_id}")
+        return seen
 
     def find(self, *, file_id: str, token: str, since: float) -> list[BatchSeen]:
         """The batches that read this file or carry this token, the oldest first.
@@ -141,7 +164,7 @@ class Provider:
         listed: dict[str, BatchSeen] = {}
         after: str | openai.Omit = openai.omit
         while True:
-            with _calls("Listing batches"):
+            with self._calls("Listing batches"):
                 calls = self._client.batches.with_raw_response
                 page = _fields(calls.list(limit=_PAGE, after=after))
             data, has_more = page.get("data"), page.get("has_more")
@@ -174,50 +197,72 @@ class Provider:
     def download(self, file_id: str, target: BinaryIO) -> str:
         """Write a file's content, whole: its size is checked against the file's own record.
 
+        A stream that breaks off is taken up where it did, as long as each try brings more.
         Returns the hex SHA-256 of what was written.
         """
-        with _calls("Downloading a file", known=f"The file {file_id}"):
+        with self._calls("Downloading a file", known=f"The file {file_id}"):
             calls = self._client.files.with_raw_response
             expected = _fields(calls.retrieve(_own_id(file_id))).get("bytes")
             n_bytes, digest = 0, sha256()
-            with self._client.files.with_streaming_response.content(file_id) as response:
-                for piece in response.iter_bytes(1 << 20):
-                    target.write(piece)
-                    digest.update(piece)
-                    n_bytes += len(piece)
+            while True:
+                before, broken = n_bytes, None
+                try:
+                    for piece in self._content(file_id, start=n_bytes):
+                        target.write(piece)
+                        digest.update(piece)
+                        n_bytes += len(piece)
+                except (httpx2.TransportError, httpx2.StreamError) as error:
+                    broken = error
+                is_short = isinstance(expected, int) and n_bytes < expected
+                if (broken is None and not is_short) or n_bytes == before:
+                    break
+            if broken is not None:
+                raise broken
         if isinstance(expected, int) and n_bytes != expected:
             raise Unavailable(f"{n_bytes} of {expected} bytes came")
         return digest.hexdigest()
 
+    def _content(self, file_id: str, *, start: int) -> Iterator[bytes]:
+        """The bytes of a file from `start` on, in pieces."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        streams = self._client.files.with_streaming_response
+        with streams.content(file_id, extra_headers=headers) as response:
+            # A service that does not know ranges sends all of it again.
+            skip = 0 if response.status_code == _PARTIAL else start
+            for piece in response.iter_bytes():
+                yield piece[skip:]
+                skip = max(0, skip - len(piece))
+
     def delete_file(self, file_id: str) -> None:
         """Delete a file of ours; fine if it is gone."""
-        with _calls("Deleting a file"), suppress(openai.NotFoundError):
+        with self._calls("Deleting a file"), suppress(openai.NotFoundError):
             # Read, because a proxy's page deletes nothing.
             _fields(self._client.files.with_raw_response.delete(_own_id(file_id)))
 
     def cancel(self, batch_id: str) -> None:
         """Ask for a batch of ours to be cancelled; what it did so far stays paid."""
         # A conflict says that it ended by itself.
-        with _calls("Cancelling a batch"), suppress(openai.ConflictError):
+        with self._calls("Cancelling a batch"), suppress(openai.ConflictError):
             _fields(self._client.batches.with_raw_response.cancel(_own_id(batch_id)))
 
-
-@contextmanager
-def _calls(what: str, *, known: str | None = None) -> Iterator[None]:
-    """Sort what a call can raise into `Unavailable` and ProviderError."""
-    try:
-        yield
-    except openai.APIStatusError as error:
-        # Without its cause: the service's own text repeats part of a wrong key.
-        raise _status_error(error, what, known) from None
-    except (
-        openai.APIConnectionError,
-        openai.APIResponseValidationError,
-        # A stream that breaks raises the transport's own errors, past the SDK (openai 3.54).
-        httpx2.TransportError,
-        httpx2.StreamError,
-    ) as error:
-        raise Unavailable(f"{what} failed: {type(error).__name__}") from error
+    @contextmanager
+    def _calls(self, what: str, *, known: str | None = None) -> Iterator[None]:
+        """Sort what a call can raise into `Unavailable` and ProviderError."""
+        try:
+            yield
+            self.reached = True
+        except openai.APIStatusError as error:
+            self.reached = True
+            # Without its cause: the service's own text repeats part of a wrong key.
+            raise _status_error(error, what, known) from None
+        except (
+            openai.APIConnectionError,
+            openai.APIResponseValidationError,
+            # A stream that breaks raises the transport's own errors, past the SDK (openai 3.54).
+            httpx2.TransportError,
+            httpx2.StreamError,
+        ) as error:
+            raise Unavailable(f"{what} failed: {type(error).__name__}") from error
 
 
 def _status_error(error: openai.APIStatusError, what: str, known: str | None) -> Exception:
@@ -248,7 +293,7 @@ def _retry_after(error: openai.APIStatusError) -> float | None:
         seconds = float(error.response.headers.get("retry-after", ""))
     except ValueError:
         return None
-    return seconds if 0 <= seconds < math.inf else None
+    return min(seconds, _LONGEST_WAIT) if 0 <= seconds < math.inf else None
 
 
 def _fields(answer: "LegacyAPIResponse[Any]") -> dict[str, Any]:
@@ -288,7 +333,7 @@ def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
         batch_id=_checked_id(fields.get("id")),
         input_file_id=str(fields.get("input_file_id") or ""),
         status=_status(fields.get("status")),
-        created_at=_number(fields.get("created_at")),
+        created_at=_date(fields.get("created_at")),
         output_file_id=_file_id(fields.get("output_file_id")),
         error_file_id=_file_id(fields.get("error_file_id")),
         n_done=int(_number(counts.get("completed")) + _number(counts.get("failed"))),
@@ -297,7 +342,7 @@ def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
             BatchError(
                 code=str(error.get("code") or ""),
                 message=str(error.get("message") or ""),
-                line=error["line"] if isinstance(error.get("line"), int) else None,
+                line=int(_number(error.get("line"))) or None,
                 param=error["param"] if isinstance(error.get("param"), str) else None,
             )
             for error in (errors if isinstance(errors, list) else ())
@@ -343,6 +388,12 @@ def _number(value: object) -> float:
     return value
 
 
+def _date(value: object) -> float:
+    # Seconds of this age of the world; 0, which says nothing, for milliseconds and the like.
+    seconds = _number(value)
+    return seconds if 0 < seconds < 1e11 else 0.0
+
+
 def _default_client() -> openai.OpenAI:
     key = os.environ.get("OPENAI_API_KEY")
     if key is None:
@@ -361,10 +412,12 @@ def _has_other_credentials(client: openai.OpenAI) -> bool:
 
 
 def _check_key(key: str) -> None:
-    if not key.strip() or any(character.isspace() for character in key):
+    is_header = key.isascii() and key.isprintable() and " " not in key
+    if not key or not is_header:
         raise ApiKeyError(
-            "The API key is blank or holds white space; nothing was sent, and the key is not shown "
-            "here. Set OPENAI_API_KEY, or pass client=OpenAI(api_key=...)."
+            "The API key is blank, or holds white space or other characters that no key has; "
+            "nothing was sent, and the key is not shown here. Set OPENAI_API_KEY, or pass "
+            "client=OpenAI(api_key=...)."
         )
 
 

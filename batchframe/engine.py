@@ -9,10 +9,12 @@ call that needs its rows picks it up where the log has it.
 
 import functools
 import logging
+import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -30,8 +32,11 @@ from batchframe.core.batches import (
     Create,
     CreateRefused,
     CreateStarted,
+    Creating,
     Ended,
+    FileLost,
     FileUploaded,
+    Live,
     NotFound,
     Nothing,
     Planned,
@@ -40,6 +45,7 @@ from batchframe.core.batches import (
     ResultsCommitted,
     ResultsLost,
     State,
+    TurnedAway,
     Upload,
     UploadStarted,
     Usage,
@@ -47,12 +53,30 @@ from batchframe.core.batches import (
 )
 from batchframe.core.prices import cost_usd
 from batchframe.core.results import collect_results, split_lines
-from batchframe.core.retries import RETRYABLE_CODES, poll_delay, retry_delay
+from batchframe.core.retries import (
+    PASSING_REFUSALS,
+    poll_delay,
+    queue_delay,
+    retry_delay,
+    was_turned_away,
+)
 from batchframe.core.schedule import Load, admit
 from batchframe.core.shards import Limits
-from batchframe.errors import AuthenticationError, CheckpointCorruptError, ProviderError
+from batchframe.errors import (
+    AuthenticationError,
+    CheckpointCorruptError,
+    ProviderError,
+    UnknownOutcomeError,
+)
 
-__all__ = ["Engine", "Job", "Submission", "default_engine", "repair"]
+__all__ = [
+    "Engine",
+    "Job",
+    "Submission",
+    "default_engine",
+    "delete_quietly",
+    "repair",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +84,11 @@ _log = logging.getLogger(__name__)
 _THREADS = 4
 #: Delays between searches for a batch whose create got no answer, in seconds; the last repeats.
 _SEARCH_DELAYS = (0.0, 15.0, 30.0)
+#: Failed tries after which a service that never answered at all is taken for the wrong address.
+_UNREACHED_TRIES = 6
+#: How often a batch is turned away, while no other of ours is live, before its rows fail: then the
+#: queue is probably too small for it.
+_LONELY_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +101,10 @@ class Submission:
     completion_window: str
     #: Seconds between looks at a batch, or None to adapt.
     poll_interval: float | None
+    #: Ask a person, by an error, where a batch's create got no answer and no batch is found.
+    ask_if_unknown: bool = False
+    #: Delete our files at the provider once their results are in the checkpoint.
+    delete_remote: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -80,9 +113,10 @@ class Job:
 
     checkpoint: Checkpoint
     number: int
-    submission: Submission
-    #: How many runs wait for it.
-    watchers: int = 0
+    #: The limits of the run that watched it first.
+    limits: Limits
+    #: Who waits for it, and how each of them would send it; the newest comes last.
+    watchers: dict[Hashable, Submission] = field(default_factory=dict)
     #: A step is being performed.
     busy: bool = False
     #: When the next step is due, on the clock's monotonic scale.
@@ -94,8 +128,23 @@ class Job:
     #: Fruitless, complete searches for the batch so far, and when the first one ended.
     searches: int = 0
     searched_since: float | None = None
+    #: How often the queue was full for its batch, in all and while none of ours was live in it.
+    turned_away: int = 0
+    turned_away_alone: int = 0
+    #: No other shard of ours is in its queue.
+    alone: bool = False
+    #: What the next step waits for, for people; "" while all goes well.
+    note: str = ""
     #: What ended the work on this shard for now.
     error: BaseException | None = None
+
+    @property
+    def submission(self) -> Submission | None:
+        """How it is sent: as its newest watcher says, whose client is the least likely closed.
+
+        None when nobody watches any more.
+        """
+        return next(reversed(self.watchers.values()), None)
 
     @property
     def state(self) -> State:
@@ -108,18 +157,19 @@ class Job:
         return self.error is not None or isinstance(self.state, Collected)
 
     @property
-    def is_idle(self) -> bool:
-        """True when no step is to be taken: it is settled, or nobody waits for it."""
-        return self.is_settled or self.watchers == 0
+    def queue(self) -> tuple[str, ...]:
+        """Who pays, and for which model."""
+        spec = self.checkpoint.spec
+        account = spec.account
+        return (account.base_url, account.organization or "", account.project or "", spec.model)
 
     @property
     def load(self) -> Load:
         """What the shard weighs in its queue."""
-        account, spec = self.submission.provider.account, self.checkpoint.spec
         return Load(
-            queue=(account.base_url, account.organization or "", account.project or "", spec.model),
+            queue=self.queue,
             n_tokens=self.checkpoint.shards[self.number].frozen.n_tokens,
-            limits=self.submission.limits,
+            limits=self.limits,
         )
 
 
@@ -132,33 +182,55 @@ class Engine:
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
 
-    def watch(self, checkpoint: Checkpoint, number: int, submission: Submission) -> Job:
-        """Work on a shard until it is collected. Pair each call with `release`."""
+    def watch(
+        self, owner: Hashable, checkpoint: Checkpoint, number: int, submission: Submission
+    ) -> Job:
+        """Work on a shard until it is collected, or until its owners `release` it."""
         with self._changed:
             job = self._jobs.get((id(checkpoint), number))
-            if job is None or job.error is not None:
-                job = Job(checkpoint, number, submission)
+            if job is None:
+                job = Job(checkpoint, number, submission.limits, {owner: submission})
+                # Until its last step has ended, whoever closes the checkpoint in between.
+                checkpoint.share()
                 self._jobs[id(checkpoint), number] = job
-            job.watchers += 1
+            else:
+                # A new watcher may have mended what ended the work for an earlier one.
+                job.watchers[owner] = submission
+                job.error, job.tries, job.due = None, 0, min(job.due, self.clock.monotonic())
             if self._thread is None:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._control, name="batchframe-engine", daemon=True
                 )
-                self._thread.start()
+                thread.start()
+                self._thread = thread
             self._changed.notify_all()
         return job
 
-    def release(self, jobs: Iterable[Job]) -> None:
-        """Stop watching; a step that is being performed ends first."""
+    def is_watched(self, checkpoint: Checkpoint, number: int) -> bool:
+        """True while anybody waits for the shard, or a step of it is being performed."""
         with self._changed:
-            for job in jobs:
-                job.watchers -= 1
-                while job.watchers == 0 and job.busy:
-                    self._changed.wait()
-                key = (id(job.checkpoint), job.number)
-                if job.watchers == 0 and self._jobs.get(key) is job:
-                    del self._jobs[key]
+            return (id(checkpoint), number) in self._jobs
+
+    def release(self, owner: Hashable) -> None:
+        """Stop watching all that the owner watches.
+
+        No further step of a job that nobody else watches begins; those that are being performed
+        are waited for. An exception that ends the wait, such as Ctrl-C, changes nothing of that.
+        """
+        with self._changed:
+            left = [job for job in self._jobs.values() if job.watchers.pop(owner, None)]
+            for job in left:
+                self._drop_if_idle(job)
             self._changed.notify_all()
+            while any(job.busy and not job.watchers for job in left):
+                self._changed.wait(0.2)
+
+    def _drop_if_idle(self, job: Job) -> None:
+        if not job.watchers and not job.busy:
+            key = (id(job.checkpoint), job.number)
+            if self._jobs.get(key) is job:
+                del self._jobs[key]
+                job.checkpoint.close()
 
     def wait(self, jobs: Iterable[Job], *, seconds: float, look: Callable[[], None]) -> bool:
         """Wait until all jobs are settled, at most `seconds`; call `look` at each change.
@@ -184,38 +256,67 @@ class Engine:
     # The control thread
 
     def _control(self) -> None:
-        with self._changed, ThreadPoolExecutor(_THREADS, thread_name_prefix="batchframe") as pool:
-            while jobs := [job for job in self._jobs.values() if job.busy or not job.is_idle]:
-                now = self.clock.monotonic()
-                for job in _startable(jobs, now):
-                    job.busy = True
-                    pool.submit(self._step, job)
-                waiting = [job.due for job in jobs if not job.busy and job.due > now]
-                self.clock.wait(
-                    self._changed,
-                    min(waiting) - now if waiting else None,
-                    idle=bool(waiting) and not any(job.busy for job in jobs),
+        with self._changed:
+            pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="batchframe")
+            try:
+                self._decide(pool)
+            except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait
+                for job in self._jobs.values():
+                    job.error = job.error or error
+            finally:
+                self._thread = None
+                self._changed.notify_all()
+                pool.shutdown(wait=False)
+
+    def _decide(self, pool: ThreadPoolExecutor) -> None:
+        while jobs := [job for job in self._jobs.values() if job.busy or not job.is_settled]:
+            now = self.clock.monotonic()
+            for job in _startable(jobs, now):
+                job.alone = not any(
+                    other is not job
+                    and other.queue == job.queue
+                    and isinstance(other.state, Creating | Live)
+                    for other in jobs
                 )
-            self._thread = None
+                pool.submit(self._step, job)
+                job.busy = True
+            waiting = [job.due for job in jobs if not job.busy and job.due > now]
+            self.clock.wait(
+                self._changed,
+                min(waiting) - now if waiting else None,
+                idle=bool(waiting) and not any(job.busy for job in jobs),
+            )
 
     def _step(self, job: Job) -> None:
-        before = job.state
-        delay, error = 0.0, None
+        with self._changed:
+            # A control thread that failed leaves steps behind that are not to be taken any more.
+            submission = job.submission if job.error is None else None
+            before, error = job.state, job.error
+        delay, note = 0.0, ""
         try:
-            delay = _perform(job, self.clock)
+            if submission is not None:
+                delay, note = _perform(job, submission, self.clock)
             job.tries = 0
         except Unavailable as reason:
             job.tries += 1
             delay = retry_delay(job.tries, retry_after=reason.retry_after)
-            _log.warning("shard %s: %s; again in %.0f s", job.number, reason, delay)
+            note = f"{reason}; again in {delay:.0f} s"
+            _log.warning("shard %s: %s", job.number, note)
+            if job.tries >= _UNREACHED_TRIES and submission and not submission.provider.reached:
+                error = ProviderError(
+                    f"Nothing answers at {submission.provider.account.base_url}: {reason}. "
+                    "Nothing was sent. Check base_url and the connection, and run the call again."
+                )
         except BaseException as reason:  # noqa: BLE001 - raised again in the thread that waits
             error = reason
         with self._changed:
             job.busy = False
             job.error = error
+            job.note = note
             job.due = self.clock.monotonic() + delay
             if type(job.state) is not type(before):
                 job.since = None
+            self._drop_if_idle(job)
             self._changed.notify_all()
 
 
@@ -223,6 +324,11 @@ class Engine:
 def default_engine() -> Engine:
     """The engine that all calls of this process share."""
     return Engine()
+
+
+if hasattr(os, "register_at_fork"):
+    # The threads of the parent's engine do not exist in a forked child, and its lock may be held.
+    os.register_at_fork(after_in_child=default_engine.cache_clear)
 
 
 def _startable(jobs: list[Job], now: float) -> list[Job]:
@@ -238,40 +344,44 @@ def _startable(jobs: list[Job], now: float) -> list[Job]:
 
 
 # The steps: each performs one action and records what happened. They return the seconds until the
-# shard's next step.
+# shard's next step, and what it waits for, in words, where that is worth telling.
+
+_Next = tuple[float, str]
+_AT_ONCE: _Next = (0.0, "")
 
 
-def _perform(job: Job, clock: Clock) -> float:
-    state = job.state
-    match next_action(state):
+def _perform(job: Job, submission: Submission, clock: Clock) -> _Next:
+    match next_action(job.state):
         case Upload(again=again):
-            return _upload(job, again=again)
+            return _upload(job, submission, again=again)
         case Create(file_id=file_id):
-            return _create(job, file_id, clock)
+            return _create(job, submission, file_id, clock)
         case Reconcile() as search:
-            return _reconcile(job, search, clock)
+            return _reconcile(job, submission, search, clock)
         case Poll(batch_id=batch_id):
-            return _poll(job, batch_id, clock)
+            return _poll(job, submission, batch_id, clock)
         case Collect(batch=batch):
-            return _collect(job, batch)
+            if was_turned_away(batch) and not (job.alone and _is_too_small(job)):
+                return _turned_away(job, submission, batch)
+            return _collect(job, submission, batch, clock)
         case Nothing():
-            return 0.0
+            return _AT_ONCE
 
 
-def _upload(job: Job, *, again: bool) -> float:
+def _upload(job: Job, submission: Submission, *, again: bool) -> _Next:
     frozen = job.checkpoint.shards[job.number].frozen
     if not again:
         job.checkpoint.commit(job.number, UploadStarted())
     fingerprint = job.checkpoint.spec.fingerprint
     name = f"bf1-{fingerprint[:8]}-{job.number:05d}-{frozen.sha256[:16]}.jsonl"
     with job.checkpoint.input_file(job.number) as file:
-        file_id = job.submission.provider.upload(file, name, frozen.n_bytes)
+        file_id = submission.provider.upload(file, name, frozen.n_bytes)
     job.checkpoint.commit(job.number, FileUploaded(file_id=file_id))
-    return 0.0
+    return _AT_ONCE
 
 
-def _create(job: Job, file_id: str, clock: Clock) -> float:
-    checkpoint, submission = job.checkpoint, job.submission
+def _create(job: Job, submission: Submission, file_id: str, clock: Clock) -> _Next:
+    checkpoint = job.checkpoint
     token = secrets.token_hex(16)
     checkpoint.commit(job.number, CreateStarted(token=token, at=clock.now()))
     outcome = submission.provider.create(
@@ -288,30 +398,45 @@ def _create(job: Job, file_id: str, clock: Clock) -> float:
     match outcome:
         case BatchSeen():
             checkpoint.commit(job.number, outcome)
-            return poll_delay(0.0, submission.poll_interval)
+            return poll_delay(0.0, submission.poll_interval), ""
         case CreateRefused():
             checkpoint.commit(job.number, outcome)
-            raise _refusal(outcome)
+            return _refused(job, submission, outcome, clock)
         case None:
             _log.warning("shard %s: the create got no answer; looking for its batch", job.number)
             job.searches, job.searched_since = 0, None
-            return 0.0
+            return _AT_ONCE
 
 
-def _refusal(outcome: CreateRefused) -> Exception:
-    message = f"The batch was refused: {outcome.code}, {outcome.message!r}. Nothing was billed."
-    if outcome.code in {"http_401", "http_403", "invalid_api_key"}:
+def _refused(job: Job, submission: Submission, refusal: CreateRefused, clock: Clock) -> _Next:
+    if not refusal.is_file_unknown:
+        raise _refusal(refusal)
+    # A file that was just uploaded may not be visible yet (bespokelabs curator issue 116, 2024);
+    # one that stays unknown is gone, and no create for it is under way.
+    now = clock.monotonic()
+    if job.since is None:
+        job.since = now
+    if now - job.since <= submission.limits.reconcile_seconds:
+        raise _refusal(refusal)
+    job.checkpoint.commit(job.number, FileLost())
+    _log.warning("shard %s: the provider lost its file, which is uploaded again", job.number)
+    return _AT_ONCE
+
+
+def _refusal(refusal: CreateRefused) -> Exception:
+    message = f"The batch was refused: {refusal.code}, {refusal.message!r}. Nothing was billed."
+    if refusal.code in {"http_401", "http_403", "invalid_api_key"}:
         return AuthenticationError(f"{message} Set a valid key and run the same call again.")
-    # A file that was just uploaded may not be visible yet, and a full queue empties (openai's
-    # guide and field reports, 2026-08); anything else will not change.
-    not_visible = "cannot find file" in outcome.message.lower()
-    if not_visible or outcome.code in RETRYABLE_CODES:
+    if refusal.code == "insufficient_quota":
+        return ProviderError(f"{message} Add credit to the account and run the same call again.")
+    # What passes by itself is waited for; anything else will not change.
+    if refusal.is_file_unknown or refusal.code in PASSING_REFUSALS:
         return Unavailable(message)
     return ProviderError(f"{message} Change the call and run it again.")
 
 
-def _reconcile(job: Job, search: Reconcile, clock: Clock) -> float:
-    provider = job.submission.provider
+def _reconcile(job: Job, submission: Submission, search: Reconcile, clock: Clock) -> _Next:
+    provider = submission.provider
     found = provider.find(file_id=search.file_id, token=search.token, since=search.since)
     if found:
         for extra in found[1:]:
@@ -325,35 +450,75 @@ def _reconcile(job: Job, search: Reconcile, clock: Clock) -> float:
             )
             provider.cancel(extra.batch_id)
         job.checkpoint.commit(job.number, found[0])
-        return 0.0
+        return _AT_ONCE
     now = clock.monotonic()
     if job.searched_since is None:
         job.searched_since = now
     job.searches += 1
-    left = job.searched_since + job.submission.limits.reconcile_seconds - now
+    grace = submission.limits.reconcile_seconds
+    left = job.searched_since + grace - now
     if left > 0:
-        return min(left, _SEARCH_DELAYS[min(job.searches, len(_SEARCH_DELAYS) - 1)])
+        note = (
+            f"looking for a batch whose create got no answer: {grace - left:.0f} of {grace:.0f} s"
+        )
+        return min(left, _SEARCH_DELAYS[min(job.searches, len(_SEARCH_DELAYS) - 1)]), note
+    job.searches, job.searched_since = 0, None
+    if submission.ask_if_unknown:
+        raise UnknownOutcomeError(
+            f"The create of a batch for file {search.file_id} got no answer at "
+            f"{datetime.fromtimestamp(search.since, UTC):%Y-%m-%d %H:%M} UTC, and in {grace:.0f} "
+            f"seconds of listing no batch was found. Its {_n_requests(job)} rows were not sent "
+            "again. Look at the batches on the provider's page; the same call with "
+            'on_unknown="resend" sends them again if it finds none.'
+        )
     # Deleting the file is the fence: a create that is still on its way then finds no input.
     provider.delete_file(search.file_id)
     job.checkpoint.commit(job.number, NotFound())
-    job.searches, job.searched_since = 0, None
-    return 0.0
+    return _AT_ONCE
 
 
-def _poll(job: Job, batch_id: str, clock: Clock) -> float:
-    seen = job.submission.provider.retrieve(batch_id)
+def _n_requests(job: Job) -> int:
+    return job.checkpoint.shards[job.number].frozen.n_requests
+
+
+def _is_too_small(job: Job) -> bool:
+    """True when the queue had no room even while it held nothing of ours, again and again."""
+    job.turned_away_alone += 1
+    return job.turned_away_alone > _LONELY_TRIES
+
+
+def _turned_away(job: Job, submission: Submission, batch: BatchSeen) -> _Next:
+    """The queue was full, and nothing ran: not yet is not no, so it costs no attempt."""
+    job.checkpoint.commit(job.number, TurnedAway())
+    delete_quietly(submission.provider, batch.input_file_id)
+    job.turned_away += 1
+    delay = queue_delay(job.turned_away)
+    note = f"the provider's queue is full; again in {delay:.0f} s"
+    _log.warning("shard %s: %s (%s)", job.number, note, batch.errors[0].message)
+    return delay, note
+
+
+def delete_quietly(provider: Provider, file_id: str | None) -> None:
+    """Delete a file of ours, where that is only a matter of tidiness."""
+    if file_id:
+        with suppress(Unavailable, ProviderError):
+            provider.delete_file(file_id)
+
+
+def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> _Next:
+    seen = submission.provider.retrieve(batch_id)
     if seen.status.is_final:
         job.checkpoint.commit(job.number, seen)
-        return 0.0
+        return _AT_ONCE
     job.checkpoint.observe(job.number, seen)
     now = clock.monotonic()
     if job.since is None:
         job.since = now
-    return poll_delay(now - job.since, job.submission.poll_interval)
+    return poll_delay(now - job.since, submission.poll_interval), ""
 
 
-def _collect(job: Job, batch: BatchSeen) -> float:
-    checkpoint, provider = job.checkpoint, job.submission.provider
+def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -> _Next:
+    checkpoint, provider = job.checkpoint, submission.provider
     files: dict[DownloadKind, str | None] = {
         "output": batch.output_file_id,
         "error": batch.error_file_id,
@@ -363,7 +528,8 @@ def _collect(job: Job, batch: BatchSeen) -> float:
         if file_id is not None:
             with checkpoint.download(job.number, kind) as target:
                 digests[kind] = provider.download(file_id, target)
-    table, committed = _read_downloads(checkpoint, job.number, batch, digests)
+    at = batch.created_at or clock.now()
+    table, committed = _read_downloads(checkpoint, job.number, batch, digests, at)
     checkpoint.store_results(job.number, table, committed)
     if batch.usage is not None and batch.usage != committed.usage:
         _log.warning(
@@ -373,11 +539,14 @@ def _collect(job: Job, batch: BatchSeen) -> float:
             committed.usage,
             batch.usage,
         )
-    return 0.0
+    if submission.delete_remote:
+        for file_id in (batch.input_file_id, *files.values()):
+            delete_quietly(provider, file_id)
+    return _AT_ONCE
 
 
 def _read_downloads(
-    checkpoint: Checkpoint, number: int, batch: BatchSeen, digests: dict[str, str]
+    checkpoint: Checkpoint, number: int, batch: BatchSeen, digests: dict[str, str], at: float
 ) -> tuple[pa.Table, ResultsCommitted]:
     """A shard's downloads, as they are on disk -> one result per request, with its cost."""
     kinds: tuple[DownloadKind, ...] = ("output", "error")
@@ -393,9 +562,7 @@ def _read_downloads(
         batch_errors=batch.errors,
     )
     table = collected.table
-    costs = cost_usd(
-        table, model=checkpoint.spec.model, at=datetime.fromtimestamp(batch.created_at, UTC)
-    )
+    costs = cost_usd(table, model=checkpoint.spec.model, at=datetime.fromtimestamp(at, UTC))
     committed = ResultsCommitted(
         downloads=digests,
         usage=Usage(
@@ -412,7 +579,7 @@ def _read_downloads(
     return table.set_column(column, "cost_usd", costs), committed
 
 
-def repair(checkpoint: Checkpoint) -> None:
+def repair(checkpoint: Checkpoint, clock: Clock) -> None:
     """Make damaged results anew from their downloads, or have them fetched again.
 
     Where the downloads are damaged too, the shard goes back to Ended: the provider keeps its files
@@ -430,7 +597,8 @@ def repair(checkpoint: Checkpoint) -> None:
                 for kind in ("output", "error"):
                     if kind in digests:
                         _check_download(checkpoint, number, kind, digests[kind])
-                table, _ = _read_downloads(checkpoint, number, state.batch, digests)
+                at = state.batch.created_at or clock.now()
+                table, _ = _read_downloads(checkpoint, number, state.batch, digests, at)
                 checkpoint.write_results(number, table)
                 _log.warning("%s They were made anew from the downloads.", damage)
             except CheckpointCorruptError as worse:

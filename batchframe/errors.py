@@ -13,7 +13,8 @@ BatchframeError
 |   `-- CheckpointCorruptError      a file in it is not what was written
 |-- ProviderError                   the service refused, and trying again will not help
 |   |-- AuthenticationError         401 or 403: the key
-|   `-- AccountMismatchError        a known batch is not found: the key of another project
+|   |-- AccountMismatchError        a known batch is not found: the key of another project
+|   `-- UnknownOutcomeError         a create got no answer, and on_unknown="raise" asks a person
 `-- RunTimeoutError (TimeoutError)  the wait ended; the batches go on, the same call resumes
 
 Each message says what happened, to which rows, what it means for the money, and what to do next.
@@ -35,6 +36,7 @@ __all__ = [
     "ProviderError",
     "RowError",
     "RunTimeoutError",
+    "UnknownOutcomeError",
 ]
 
 
@@ -92,6 +94,10 @@ class AuthenticationError(ProviderError):
 
 class AccountMismatchError(ProviderError):
     """A batch that this checkpoint created is not found: the key is of another project."""
+
+
+class UnknownOutcomeError(ProviderError):
+    """A create got no answer, no batch was found, and `on_unknown="raise"` was asked for."""
 
 
 class RunTimeoutError(BatchframeError, TimeoutError):

@@ -27,6 +27,8 @@ class Tally:
     sent: int
     #: Rows that the provider has done.
     done: int
+    #: What keeps the run waiting beside the work itself, in words, or "".
+    note: str = ""
 
 
 class Progress(Protocol):
@@ -101,6 +103,10 @@ class Bars:
             if bar.n != rows or bar.total != tally.total:
                 bar.total, bar.n = tally.total, rows
                 bar.refresh()
+        waiting = self._bars["Sending"]
+        if waiting.postfix != (tally.note or None):
+            waiting.postfix = tally.note or None
+            waiting.refresh()
 
     def _open(self) -> None:
         with warnings.catch_warnings():

@@ -5,9 +5,8 @@ for, and only the rest becomes new shards. So the same call again resumes, and a
 or edited frame pays only for what is new.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,18 +14,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
-from batchframe.core.batches import Collected, Creating, Ended, Live, State
+from batchframe.core.batches import (
+    Collected,
+    Creating,
+    Dropped,
+    Ended,
+    Live,
+    Planned,
+    State,
+    Uploaded,
+    Uploading,
+)
 from batchframe.core.requests import RowKeys, render_requests, row_keys
 from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
 from batchframe.core.shards import cut_shards
 from batchframe.core.spec import Spec
-from batchframe.engine import Engine, Job, Submission, default_engine, repair
+from batchframe.engine import (
+    Engine,
+    Job,
+    Submission,
+    default_engine,
+    delete_quietly,
+    repair,
+)
 from batchframe.errors import CheckpointCorruptError, ProviderError, RowError, RunTimeoutError
 from batchframe.progress import Bars, Progress, Silence, Tally
 from batchframe.storage import Storage
 
 __all__ = ["Answers", "Options", "run_rows"]
+
+#: How long the provider keeps a batch's files (OpenAI, Batch guide, 2026-08).
+_KEPT_DAYS = 30
+#: The columns of results that a plan is made from.
+_FOR_PLANS = ("row_key", "status", "error_code", "http_status")
 
 
 class Answers(NamedTuple):
@@ -88,14 +109,23 @@ def run_rows(
     progress: Progress = Bars() if options.progress else Silence()
     run = _Run(ids, prompts, keys.keys, checkpoint, submission, options, engine, progress)
     try:
-        with progress, _resumable(run):
-            return run.drive()
+        try:
+            with progress:
+                return run.drive()
+        finally:
+            # First of all, and also where a second Ctrl-C interrupts it: nothing more is sent.
+            engine.release(run)
+    except RunTimeoutError:
+        raise
+    except BaseException as error:
+        # After the release, when it is known what goes on.
+        run.explain(error)
+        raise
     finally:
-        engine.release(run.jobs)
         checkpoint.close()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     ids: pa.Array
     prompts: pa.Array
@@ -108,6 +138,8 @@ class _Run:
     jobs: list[Job] = field(default_factory=list)
     #: Rows that this round sends or waits for, prepared or not.
     n_planned: int = 0
+    #: Which round this is, from 0.
+    round: int = 0
     #: A row of this checkpoint was answered: the spec is one that the service takes.
     _is_proven: bool = False
     #: The shards of this round whose results were looked at.
@@ -117,7 +149,8 @@ class _Run:
         """Round after round until nothing is left to send."""
         started = self.engine.clock.monotonic()
         for round_ in range(self.options.max_retries + 1):
-            self._plan(round_)
+            self.round = round_
+            self._plan()
             if not self.jobs:
                 break
             timeout = self.options.timeout
@@ -127,47 +160,72 @@ class _Run:
                 else max(0.0, started + timeout - self.engine.clock.monotonic())
             )
             if not self.engine.wait(self.jobs, seconds=seconds, look=self._look):
+                self.engine.release(self)
                 raise RunTimeoutError(
                     f"The batches were not done after {timeout} seconds. {self.how_to_resume()}"
                 )
-            self.engine.release(self.jobs)
+            self.engine.release(self)
             self.jobs.clear()
             self._looked_at.clear()
-        results = self._results()
+        results = latest(self.checkpoint.results())
         positions = pc.index_in(self.keys, value_set=_keys_of(results))
         return Answers(results, positions.cast(pa.int64()))
 
+    def explain(self, error: BaseException) -> None:
+        """Tell with an error what goes on without this call, and how to come back."""
+        if isinstance(error, ProviderError):  # its own message says what to do
+            note = f"{self._what_goes_on()} The checkpoint is {self.checkpoint.path}"
+        else:
+            note = self.how_to_resume()
+        if note not in getattr(error, "__notes__", ()):  # one error may end several runs
+            error.add_note(note)
+
     def how_to_resume(self) -> str:
-        """What goes on without this process, and what to do next."""
-        live = sum(isinstance(job.state, Live) for job in self.jobs)
+        """What goes on without this call, and what to do next."""
         return (
-            f"{live} batches go on at the provider. Nothing is lost, and nothing is paid again: "
-            f"run the same call again to resume. The checkpoint is {self.checkpoint.path}"
+            f"{self._what_goes_on()} Nothing is lost, and nothing is paid again: run the same call "
+            f"again to resume. The checkpoint is {self.checkpoint.path}"
         )
 
-    def _results(self) -> pa.Table:
-        try:
-            return latest(self.checkpoint.results())
-        except CheckpointCorruptError:
-            repair(self.checkpoint)
-            return latest(self.checkpoint.results())
+    def _what_goes_on(self) -> str:
+        live = [job.state.batch for job in self.jobs if isinstance(job.state, Live | Ended)]
+        creating = sum(isinstance(job.state, Creating) for job in self.jobs)
+        goes_on = "1 batch goes on" if len(live) == 1 else f"{len(live)} batches go on"
+        said = f"{goes_on} at the provider" if live else "No batch goes on at the provider"
+        if creating:
+            said += f", and {creating} more may: the answer to the create did not come"
+        dates = [batch.created_at for batch in live if batch.created_at]
+        if dates:
+            until = datetime.fromtimestamp(min(dates), UTC) + timedelta(days=_KEPT_DAYS)
+            said += f", which keeps the results until {until:%Y-%m-%d}"
+        return f"{said}. Nothing else is sent."
 
-    def _plan(self, round_: int) -> None:
+    def _settled(self) -> pa.Table:
+        """What is known of each row that has a result, as far as plans need it."""
+        try:
+            return latest(self.checkpoint.results(_FOR_PLANS))
+        except CheckpointCorruptError:
+            repair(self.checkpoint, self.engine.clock)
+            return latest(self.checkpoint.results(_FOR_PLANS))
+
+    def _plan(self) -> None:
         """Watch the shards under way that hold our rows, and make shards of what is missing."""
         checkpoint = self.checkpoint
         with checkpoint.planning:
-            results = self._results()
+            results = self._settled()
             self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
-            again = unfinished(results, retry_failed=self.options.retry_failed and round_ == 0)
+            retry_failed = self.options.retry_failed and self.round == 0
+            again = unfinished(results, retry_failed=retry_failed)
             settled = _keys_of(results.filter(pc.invert(again)))
             wanted = pc.and_(
                 pc.is_valid(self.keys), pc.invert(pc.is_in(self.keys, value_set=settled))
             )
             for number, shard in list(checkpoint.shards.items()):
-                if isinstance(shard.state, Collected):
+                if isinstance(shard.state, Collected | Dropped):
                     continue
                 ours = pc.is_in(self.keys, value_set=_keys_of(checkpoint.requests(number)))
-                if pc.any(pc.and_(ours, wanted)).as_py():
+                n_wanted = pc.sum(pc.and_(ours, wanted)).as_py() or 0
+                if n_wanted and self._is_worth_it(number, n_wanted):
                     self._watch(number)
                     wanted = pc.and_not(wanted, ours)
             positions = pc.indices_nonzero(wanted)
@@ -175,14 +233,29 @@ class _Run:
             self._show()
             requests = render_requests(self.ids, self.prompts, positions, checkpoint.spec)
             for shard_requests in cut_shards(requests, self.submission.limits):
-                self._watch(checkpoint.freeze(shard_requests, round_=round_))
+                self._watch(checkpoint.freeze(shard_requests, round_=self.round))
                 self._look()
+
+    def _is_worth_it(self, number: int, n_wanted: int) -> bool:
+        """False for a shard that was never sent and holds rows that nobody wants: it is dropped."""
+        shard = self.checkpoint.shards[number]
+        state = shard.state
+        if (
+            not isinstance(state, Planned | Uploading | Uploaded)
+            or n_wanted == shard.frozen.n_requests
+            or self.engine.is_watched(self.checkpoint, number)
+        ):
+            return True
+        self.checkpoint.drop(number)
+        if isinstance(state, Uploaded):
+            delete_quietly(self.submission.provider, state.file_id)
+        return False
 
     def _watch(self, number: int) -> None:
         if isinstance(self.checkpoint.shards[number].state, Creating | Live | Ended):
             # Sent by an earlier call: what it met then says nothing of what this one would meet.
             self._looked_at.add(number)
-        self.jobs.append(self.engine.watch(self.checkpoint, number, self.submission))
+        self.jobs.append(self.engine.watch(self, self.checkpoint, number, self.submission))
 
     def _look(self) -> None:
         """Show where the run stands, and stop it where sending more would be in vain."""
@@ -200,11 +273,12 @@ class _Run:
         unsent = self.n_planned - sum(
             _n_requests(job) for job in self.jobs if isinstance(job.state, Live | Ended | Collected)
         )
-        if unsent:
+        has_rounds = self.round < self.options.max_retries
+        if unsent or (has_rounds and pc.any(unfinished(results)).as_py()):
             raise ProviderError(
-                f"A batch of {results.num_rows} rows failed, and so would the others: {reason} "
-                f"{unsent} rows were not sent, and cost nothing. Mend the cause and run the call "
-                "again, with retry_failed=True for the rows that failed for good."
+                f"Rows failed, and others would too: {reason} {unsent} rows were not sent, and "
+                "cost nothing. Mend the cause and run the call again, with retry_failed=True for "
+                "the rows that failed for good."
             )
 
     def _show(self) -> None:
@@ -214,7 +288,10 @@ class _Run:
             prepared += n_requests
             sent += n_requests if isinstance(state, Live | Ended | Collected) else 0
             done += _n_done(state, n_requests)
-        self.progress.show(Tally(total=self.n_planned, prepared=prepared, sent=sent, done=done))
+        note = next((job.note for job in self.jobs if job.note), "")
+        self.progress.show(
+            Tally(total=self.n_planned, prepared=prepared, sent=sent, done=done, note=note)
+        )
 
 
 def _n_requests(job: Job) -> int:
@@ -240,19 +317,8 @@ def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
     if len(over):
         first = over[0].as_py()
         raise RowError(
-            f"{len(over)} rows are larger than a file may be ({max_bytes:,} bytes). The first is "
-            f"row {first}, id {ids[first].as_py()!r}, with {keys.line_bytes[first].as_py():,} "
-            "bytes. Nothing was sent. Shorten the prompt, or raise Limits(max_bytes=...)."
+            f"{len(over)} {'row is' if len(over) == 1 else 'rows are'} larger than a file may be "
+            f"({max_bytes:,} bytes). The first is row {first}, id {ids[first].as_py()!r}, "
+            f"with {keys.line_bytes[first].as_py():,} bytes. Nothing was sent. Shorten the prompt, "
+            "or raise Limits(max_bytes=...)."
         )
-
-
-@contextmanager
-def _resumable(run: _Run) -> Iterator[None]:
-    """Ctrl-C, and whatever else ends a run early, says how to come back."""
-    try:
-        yield
-    except RunTimeoutError:
-        raise
-    except BaseException as error:
-        error.add_note(run.how_to_resume())
-        raise

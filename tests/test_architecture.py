@@ -16,8 +16,10 @@ from batchframe.core.batches import (
     CreateRefused,
     CreateStarted,
     Creating,
+    Dropped,
     Ended,
     Event,
+    FileLost,
     FileUploaded,
     IllegalTransitionError,
     Live,
@@ -25,8 +27,10 @@ from batchframe.core.batches import (
     Planned,
     ResultsCommitted,
     ResultsLost,
+    ShardDropped,
     ShardFrozen,
     State,
+    TurnedAway,
     Uploaded,
     Uploading,
     UploadStarted,
@@ -60,6 +64,7 @@ STATES = (
     Live(batch=RUNNING),
     Ended(batch=OVER),
     Collected(batch=OVER, results=COMMITTED),
+    Dropped(),
 )
 EVENTS = {
     "ShardFrozen": ShardFrozen(n_requests=1, n_bytes=1, n_tokens=1, sha256="0" * 64, round=0),
@@ -72,6 +77,9 @@ EVENTS = {
     "BatchSeen, at an end": OVER,
     "ResultsCommitted": COMMITTED,
     "ResultsLost": ResultsLost(),
+    "FileLost": FileLost(),
+    "TurnedAway": TurnedAway(),
+    "ShardDropped": ShardDropped(),
 }
 
 

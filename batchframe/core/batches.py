@@ -26,8 +26,10 @@ __all__ = [
     "CreateRefused",
     "CreateStarted",
     "Creating",
+    "Dropped",
     "Ended",
     "Event",
+    "FileLost",
     "FileUploaded",
     "IllegalTransitionError",
     "Live",
@@ -38,8 +40,10 @@ __all__ = [
     "Reconcile",
     "ResultsCommitted",
     "ResultsLost",
+    "ShardDropped",
     "ShardFrozen",
     "State",
+    "TurnedAway",
     "Upload",
     "UploadStarted",
     "Uploaded",
@@ -140,6 +144,13 @@ class CreateRefused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     code: str
     message: str
 
+    @property
+    def is_file_unknown(self) -> bool:
+        """True when the provider does not know the input file, not yet or not any more."""
+        # Its words; the code says only "invalid_request" (bespokelabs curator issue 116, 2024).
+        words = self.message.lower()
+        return "cannot find file" in words or (self.code == "http_404" and "file" in words)
+
 
 class NotFound(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The search for the batch ended without one, and the file is given up."""
@@ -181,6 +192,18 @@ class ResultsLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The results and the downloads on disk are damaged, and must be fetched again."""
 
 
+class FileLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The provider does not know the uploaded file any more, and no create for it is under way."""
+
+
+class TurnedAway(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The batch never ran, because the queue was full; its file is given up."""
+
+
+class ShardDropped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The shard will never be sent: some of its rows are not wanted any more."""
+
+
 Event = (
     ShardFrozen
     | UploadStarted
@@ -191,6 +214,9 @@ Event = (
     | BatchSeen
     | ResultsCommitted
     | ResultsLost
+    | FileLost
+    | TurnedAway
+    | ShardDropped
 )
 
 
@@ -238,14 +264,20 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
     results: ResultsCommitted
 
 
-State = Planned | Uploading | Uploaded | Creating | Live | Ended | Collected
+class Dropped(msgspec.Struct, frozen=True, kw_only=True):
+    """The shard was given up before it was sent; its rows are free for others."""
+
+
+State = Planned | Uploading | Uploaded | Creating | Live | Ended | Collected | Dropped
 
 
 class IllegalTransitionError(AssertionError):
     """An event that cannot happen in this state: a bug, or a log that was tampered with."""
 
 
-def advance(state: State | None, event: Event) -> State:  # noqa: C901 - one table, one line each
+def advance(  # noqa: C901, PLR0912 - one table, one line each
+    state: State | None, event: Event
+) -> State:
     """The state after `event`; None is the state before a shard is frozen.
 
     Raises IllegalTransitionError for every pair that is not a line here.
@@ -257,6 +289,8 @@ def advance(state: State | None, event: Event) -> State:  # noqa: C901 - one tab
             return Uploading()
         case Uploading(), FileUploaded(file_id=file_id):
             return Uploaded(file_id=file_id)
+        case Uploaded(), FileLost():
+            return Planned()
         case Uploaded(file_id=file_id), CreateStarted(token=token, at=at):
             return Creating(file_id=file_id, token=token, since=at)
         case Creating(file_id=file_id), CreateRefused():
@@ -267,10 +301,14 @@ def advance(state: State | None, event: Event) -> State:  # noqa: C901 - one tab
             return _seen(event)
         case Live(batch=batch), BatchSeen(batch_id=batch_id) if batch_id == batch.batch_id:
             return _seen(event)
+        case Ended(), TurnedAway():
+            return Planned()
         case Ended(batch=batch), ResultsCommitted():
             return Collected(batch=batch, results=event)
         case Collected(batch=batch), ResultsLost():
             return Ended(batch=batch)
+        case Planned() | Uploading() | Uploaded(), ShardDropped():
+            return Dropped()
         case _:
             raise IllegalTransitionError(
                 f"{type(event).__name__} cannot happen to a shard that is "
@@ -319,7 +357,7 @@ class Collect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Nothing(msgspec.Struct, frozen=True, kw_only=True):
-    """The shard is done."""
+    """Leave the shard: it is done, or was given up."""
 
 
 Action = Upload | Create | Reconcile | Poll | Collect | Nothing
@@ -340,5 +378,5 @@ def next_action(state: State) -> Action:
             return Poll(batch_id=batch.batch_id)
         case Ended(batch=batch):
             return Collect(batch=batch)
-        case Collected():
+        case Collected() | Dropped():
             return Nothing()

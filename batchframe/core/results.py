@@ -501,7 +501,8 @@ def _json_text(raw: msgspec.Raw) -> str | None:
 
 # --- All lines -> one result per request ----------------------------------------------------------
 
-_COUNTS = (
+#: The columns of tokens.
+COUNTS = (
     "input_tokens",
     "cached_tokens",
     "cache_write_tokens",
@@ -558,7 +559,7 @@ def collect_results(
 
     without_line = _without_line(ended, batch_errors)
     results = [r if r is not None else without_line(i + 1) for i, r in enumerate(found)]
-    sums = {name: sum(filter(None, map(attrgetter(name), results))) for name in _COUNTS}
+    sums = {name: sum(filter(None, map(attrgetter(name), results))) for name in COUNTS}
     return Collected(
         _table(row_keys, ids, results, batch_id),
         n_duplicate=n_duplicate,
@@ -644,7 +645,7 @@ _READ = (
     "completion",
     "error_code",
     "error_message",
-    *_COUNTS,
+    *COUNTS,
     "http_status",
     "finish_reason",
     "model",

@@ -9,13 +9,28 @@ sent again silently.
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.results import Status
+from batchframe.core.batches import BatchSeen, BatchStatus
+from batchframe.core.results import COUNTS, Status
 
-__all__ = ["RETRYABLE_CODES", "hopeless", "latest", "poll_delay", "retry_delay", "unfinished"]
+__all__ = [
+    "PASSING_REFUSALS",
+    "hopeless",
+    "latest",
+    "poll_delay",
+    "queue_delay",
+    "retry_delay",
+    "unfinished",
+    "was_turned_away",
+]
+
+#: Codes of a refused create that pass by themselves (OpenAI, error codes guide, 2026-08).
+PASSING_REFUSALS = frozenset(
+    {"rate_limit_exceeded", "request_timeout", "server_error", "token_limit_exceeded"}
+)
 
 #: Codes of failed rows that another try can help. Those with a number are HTTP statuses of rows
 #: whose answer named no code (OpenAI, error codes guide, 2026-08).
-RETRYABLE_CODES = (
+_RETRYABLE_CODES = (
     "batch_not_run",
     "input_file_not_found",
     "insufficient_quota",
@@ -47,7 +62,7 @@ def unfinished(results: pa.Table, *, retry_failed: bool = False) -> pa.BooleanAr
     code = pc.fill_null(results["error_code"].combine_chunks(), "")
     http = pc.fill_null(results["http_status"].combine_chunks(), -1)
     transient = pc.or_(
-        pc.is_in(code, pa.array(RETRYABLE_CODES)),
+        pc.is_in(code, pa.array(_RETRYABLE_CODES)),
         pc.or_(pc.is_in(http, pa.array(_RETRYABLE_HTTP, pa.int64())), pc.greater_equal(http, 500)),
     )
     return pc.or_(
@@ -84,6 +99,23 @@ def retry_delay(attempt: int, *, retry_after: float | None = None) -> float:
     return max(min(doubled, 120.0), retry_after or 0.0)
 
 
+def was_turned_away(batch: BatchSeen) -> bool:
+    """True for a batch that failed because the queue was full, before anything of it ran."""
+    return (
+        batch.status is BatchStatus.FAILED
+        and batch.output_file_id is None
+        and any(error.code == "token_limit_exceeded" for error in batch.errors)
+    )
+
+
+def queue_delay(attempt: int) -> float:
+    """Seconds until a batch that was turned away is sent again: 60, 120, ... at most 1,800.
+
+    Each attempt uploads its file anew, and a full queue empties over hours.
+    """
+    return min(60.0 * 2.0 ** min(attempt - 1, 5), 1800.0)
+
+
 def poll_delay(age: float, interval: float | None) -> float:
     """Seconds until the next look at a batch that has been live for `age` seconds.
 
@@ -96,30 +128,31 @@ def poll_delay(age: float, interval: float | None) -> float:
 def latest(results: pa.Table) -> pa.Table:
     """One result for each row key: of a row tried again, the last, in the order given.
 
-    Its cost is the sum over all tries, so that the costs of a frame are its bill; null if one of
-    them is unknown.
+    Where `results` has columns of cost and tokens, they are summed over all tries, so that those
+    of a frame are its bill. A sum of costs is null if one of them is unknown.
     """
     keys = results["row_key"].combine_chunks()
-    if len(keys) == 0:
-        return results
     encoded = keys.dictionary_encode()
     if len(encoded.dictionary) == len(keys):
         return results
-    tries = pa.table(
-        {
-            "key": encoded.indices,
-            "row": pa.array(range(len(keys)), pa.int64()),
-            "cost_usd": results["cost_usd"],
-        }
-    )
+    row = pa.array(range(len(keys)), pa.int64())
+    summed = [name for name in _SUMMED if name in results.column_names]
+    tries = pa.table({"key": encoded.indices, "row": row, **{n: results[n] for n in summed}})
     grouped = (
         tries.group_by("key")
-        .aggregate(
-            [("row", "max"), ("cost_usd", "sum", pc.ScalarAggregateOptions(skip_nulls=False))]
-        )
+        .aggregate([("row", "max"), *((name, "sum", _SUMMED[name]) for name in summed)])
         .sort_by("row_max")
     )
-    column = results.schema.get_field_index("cost_usd")
-    return results.take(grouped["row_max"]).set_column(
-        column, results.schema.field(column), grouped["cost_usd_sum"]
-    )
+    # By a filter: to take rows of more than 2 GiB of text fails (pyarrow 26).
+    last = results.filter(pc.is_in(row, value_set=grouped["row_max"].combine_chunks()))
+    for name in summed:
+        place = last.schema.get_field_index(name)
+        last = last.set_column(place, last.schema.field(place), grouped[f"{name}_sum"])
+    return last
+
+
+# An unknown cost makes the sum unknown; a try without usage reported none.
+_SUMMED = {
+    "cost_usd": pc.ScalarAggregateOptions(skip_nulls=False),
+    **dict.fromkeys(COUNTS, pc.ScalarAggregateOptions(skip_nulls=True, min_count=1)),
+}

@@ -32,10 +32,22 @@ def _not_visible(_argument: str) -> Refusal:
     return Refusal(400, message, param="input_file_id")
 
 
-#: Answered instead of the operation: `error-before:STATUS[:RETRY_AFTER]`, `not-visible[:CALLS]`.
+def _no_money(status: str) -> Refusal:
+    message = "You exceeded your current quota, please check your plan and billing details."
+    return Refusal(int(status or 429), message, code="insufficient_quota")
+
+
+def _redirect(url: str) -> Refusal:
+    return Refusal(307, "Go to another address (scripted).", headers={"location": url})
+
+
+#: Answered instead of the operation: `error-before:STATUS[:RETRY_AFTER]`, `not-visible[:CALLS]`,
+#: `no-money[:STATUS]`, `redirect:URL` (307).
 REFUSALS: dict[str, Callable[[str], Refusal]] = {
     "error-before": _error,
     "not-visible": _not_visible,
+    "no-money": _no_money,
+    "redirect": _redirect,
 }
 
 #: Carried out by the server, at any call: `reset-before` and `reply-lost-after` close the
@@ -47,8 +59,9 @@ _AT_ANY_CALL = frozenset({"reset-before", "reply-lost-after", "error-after"})
 _AT_CREATION = frozenset({"lands-late", "visible-late", "list-lag"})
 
 #: `truncate:BYTES` cuts a download and its connection; `truncate-silent:BYTES` hides the cut, by
-#: leaving out the Content-Length.
-_AT_DOWNLOAD = frozenset({"truncate", "truncate-silent"})
+#: leaving out the Content-Length. Of a range, so many of its own bytes are sent. `ignore-range`
+#: sends the whole file, with status 200.
+_AT_DOWNLOAD = frozenset({"truncate", "truncate-silent", "ignore-range"})
 
 
 def _empty_file_ids(batch: dict[str, Any], _argument: str) -> dict[str, Any]:
@@ -64,12 +77,17 @@ def _unknown_status(batch: dict[str, Any], word: str) -> dict[str, Any]:
     return batch | {"status": word or "pondering"}
 
 
+def _microseconds(batch: dict[str, Any], _argument: str) -> dict[str, Any]:
+    return batch | {"created_at": batch["created_at"] * 1_000_000}
+
+
 #: Edits of each batch in a reply: `empty-file-ids` ("" for null), `null-counts`,
-#: `unknown-status:WORD`.
+#: `unknown-status:WORD`, `microseconds` (of its creation, where seconds belong).
 EDITS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
     "empty-file-ids": _empty_file_ids,
     "null-counts": _null_counts,
     "unknown-status": _unknown_status,
+    "microseconds": _microseconds,
 }
 
 

@@ -8,7 +8,6 @@ sent.
 import json
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -16,9 +15,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .faults import EDITS, REFUSALS, Fault, Script
 from .records import Batch, File, Refusal
@@ -65,7 +64,7 @@ def _gate(
             if fault.name in REFUSALS:
                 raise REFUSALS[fault.name](fault.argument)
             if fault.name == "reset-before":
-                return _CutResponse(hang_up)
+                return _NoResponse(hang_up)
         response = await operation(store, request)
         for fault in faults:
             response = await run_in_threadpool(_spoiled, fault, response, store, hang_up)
@@ -79,26 +78,25 @@ def _spoiled(fault: Fault, response: Response, store: Store, hang_up: _Hangup) -
     """Carry out a fault that comes after the operation."""
     match fault.name:
         case "reply-lost-after":
-            return _CutResponse(hang_up)
+            return _NoResponse(hang_up)
         case "error-after":
             refusal = REFUSALS["error-before"](fault.argument)
             return JSONResponse(refusal.envelope, refusal.status, headers=refusal.headers)
         case "lands-late":
             store.postpone(_created(response), float(fault.argument))
-            return _CutResponse(hang_up)
+            return _NoResponse(hang_up)
         case "visible-late":
             store.postpone(_created(response), float(fault.argument))
             return response
         case "list-lag":
             store.postpone(_created(response), float(fault.argument), only_listing=True)
             return response
-        case "truncate" | "truncate-silent" if isinstance(response, FileResponse):
-            content = Path(response.path).read_bytes()
-            kept = content[: int(fault.argument)]
-            if fault.name == "truncate":
-                return _CutResponse(hang_up, kept, declared=len(content))
-            # Without a Content-Length it is sent in chunks, and the end looks like any other.
-            return StreamingResponse(iter([kept]), media_type=response.media_type)
+        case "truncate":
+            return _CutResponse(response, int(fault.argument), hang_up)
+        case "truncate-silent":
+            return _CutResponse(response, int(fault.argument), None)
+        case "ignore-range":
+            return _WholeResponse(response)
         case _:
             return _edited(fault, response)
 
@@ -117,23 +115,74 @@ def _created(response: Response) -> str:
     return str(json.loads(bytes(response.body))["id"])
 
 
-class _CutResponse(Response):
-    """No reply, or the beginning of one, and the end of the connection."""
+class _NoResponse(Response):
+    """No reply, and the end of the connection."""
 
-    def __init__(self, hang_up: _Hangup, content: bytes = b"", declared: int = 0) -> None:
-        super().__init__(content, media_type="application/octet-stream")
+    def __init__(self, hang_up: _Hangup) -> None:
+        super().__init__()
         self._hang_up = hang_up
-        self._declared = declared
+
+    async def __call__(self, scope: Scope, receive: Receive, _send: Send) -> None:
+        self._hang_up(scope["client"])
+        await _disconnected(receive)
+
+
+class _WrappedResponse(Response):
+    """Another response, sent in another way; its headers are those of the other."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self.raw_headers = response.raw_headers
+
+
+class _WholeResponse(_WrappedResponse):
+    """The whole of a file, also where a range was asked for."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._declared:
-            self.headers["content-length"] = str(self._declared)
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        self._hang_up(scope["client"])
-        # Until the HTTP server knows of the end, it would answer 500 for us.
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await self._response({**scope, "headers": headers}, receive, send)
+
+
+class _CutResponse(_WrappedResponse):
+    """The first `size` bytes of a body, and the end of the connection or, without a hang-up, not.
+
+    Of a body that is no longer than that, nothing is cut.
+    """
+
+    def __init__(self, response: Response, size: int, hang_up: _Hangup | None) -> None:
+        super().__init__(response)
+        self._size = size
+        self._hang_up = hang_up
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        left = self._size
+        is_cut = False
+
+        async def cut(message: Message) -> None:
+            nonlocal left, is_cut
+            if is_cut:
+                return
+            if message["type"] == "http.response.start" and self._hang_up is None:
+                # Without a Content-Length it is sent in chunks, and the end looks like any other.
+                headers = [pair for pair in message["headers"] if pair[0] != b"content-length"]
+                message = {**message, "headers": headers}
+            body = message.get("body", b"")
+            if len(body) > left:
+                is_cut = True
+                message = {**message, "body": body[:left], "more_body": self._hang_up is not None}
+            left -= len(body)
+            await send(message)
+
+        await self._response(scope, receive, cut)
+        if is_cut and self._hang_up is not None:
+            self._hang_up(scope["client"])
+            await _disconnected(receive)
+
+
+async def _disconnected(receive: Receive) -> None:
+    # Until the HTTP server knows of the end, it would answer 500 for us.
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 # --- files

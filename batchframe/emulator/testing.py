@@ -193,9 +193,14 @@ class LocalServer:
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
 
     def client(self, **kwargs: Any) -> "OpenAI":
-        """A client of this server; the keywords are those of `openai.OpenAI`."""
-        from openai import OpenAI
+        """A client of this server, closed with it; the keywords are those of `openai.OpenAI`.
 
+        Unless `http_client` is given, proxies of the environment are not used.
+        """
+        from openai import DefaultHttpxClient, OpenAI
+
+        if kwargs.get("http_client") is None:
+            kwargs["http_client"] = DefaultHttpxClient(trust_env=False)
         client = OpenAI(**{"base_url": self.base_url, "api_key": "sk-local", **kwargs})
         return self._clients.enter_context(client)
 

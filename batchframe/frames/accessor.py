@@ -30,13 +30,49 @@ __all__ = ["OpenAIBatch", "complete", "register"]
 
 FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
 P = ParamSpec("P")
+R = TypeVar("R")
 
-#: The longest time between two looks at a batch, in seconds: its window.
-_LONGEST_POLL = 86_400
+#: The shortest time between two looks at a batch, in seconds, and the longest: its window.
+_SHORTEST_POLL, _LONGEST_POLL = 0.01, 86_400
 #: Directory under the working directory in which checkpoints are found by their spec.
 _HOME = ".batchframe"
 
 
+def _fitting(function: Callable[P, R]) -> Callable[P, R]:
+    """The function; a call that does not fit its signature is a ParameterError."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        misfit = _misfit(signature, args, kwargs)
+        if misfit:
+            raise ParameterError(
+                f"This call does not fit complete(): {misfit}. Nothing was sent. "
+                'Call df.openai_batch.complete("prompt", "id", model="gpt-4o-mini"), or '
+                'batchframe.complete(df, "prompt", "id", model="gpt-4o-mini"): two columns, then '
+                "keywords."
+            )
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _misfit(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Why a call does not fit a signature, in words; empty if it fits."""
+    try:
+        given = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError as error:
+        return str(error)
+    needed = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    lacking = [name for name in needed if name not in given]
+    return f"it lacks {', '.join(lacking)}" if lacking else ""
+
+
+@_fitting
 def complete(
     frame: FrameT,
     /,
@@ -53,6 +89,8 @@ def complete(
     completion_window: str = "24h",
     poll_interval: float | None = None,
     timeout: float | None = None,
+    on_unknown: str = "resend",
+    delete_remote: bool = False,
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
@@ -72,15 +110,18 @@ def complete(
         model: The model that answers, such as "gpt-4o-mini".
         system: One system message for all rows.
         output: Names the new columns, so that several calls live side by side.
-        checkpoint: The directory that keeps shards and results; None finds one under
-            `.batchframe/` by model, parameters and account.
+        checkpoint: The directory that keeps shards and results, such as "~/runs/summaries"; None
+            finds one under `.batchframe/` by model, parameters and account.
         max_retries: Further rounds for rows whose error may pass: overload, expiry.
         retry_failed: Try again also rows of earlier calls that failed for good, were cancelled,
             or are missing.
         limits: How large batches may be, and how many may be live at once.
         completion_window: The window within which the provider promises to answer.
-        poll_interval: Seconds between looks at a batch; None adapts to its age.
+        poll_interval: Seconds between looks at a batch, from 0.01; None adapts to its age.
         timeout: Seconds to wait; None waits as long as it takes.
+        on_unknown: What to do when the creation of a batch got no answer and no batch is found in
+            `Limits.reconcile_seconds` of looking for it: "resend" its rows, or "raise" an error.
+        delete_remote: Delete our files at the provider once their results are in the checkpoint.
         progress: Show progress bars where there is a terminal or a notebook.
         details: Add columns with finish reason, model, request id and batch id.
         client: An `openai.OpenAI` client; None makes one from the environment.
@@ -121,6 +162,8 @@ def complete(
         completion_window=completion_window,
         poll_interval=poll_interval,
         timeout=timeout,
+        on_unknown=on_unknown,
+        delete_remote=delete_remote,
         progress=progress,
         details=details,
     )
@@ -160,8 +203,10 @@ def complete(
                 limits=limits or Limits(),
                 completion_window=completion_window,
                 poll_interval=poll_interval,
+                ask_if_unknown=on_unknown == "raise",
+                delete_remote=delete_remote,
             ),
-            Path(checkpoint) if checkpoint is not None else Path(_HOME) / spec.fingerprint,
+            Path(checkpoint or Path(_HOME, spec.fingerprint)).expanduser(),
             options=Options(
                 max_retries=max_retries,
                 retry_failed=retry_failed,
@@ -254,15 +299,21 @@ def _is_word(value: object) -> bool:
 
 
 def _is_path(value: object) -> bool:
-    return isinstance(value, str | Path) and _is_word(str(value)) and "\0" not in str(value)
+    if not isinstance(value, str | Path) or not _is_word(str(value)) or "\0" in str(value):
+        return False
+    try:
+        Path(value).expanduser()
+    except RuntimeError:  # a home directory that is not known
+        return False
+    return True
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_seconds(value: object, most: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+def _is_seconds(value: object, least: float = 0, most: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_flag(value: object) -> bool:
@@ -279,7 +330,7 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
     "output": (_is_word, "must be a word that names columns"),
     "checkpoint": (
         lambda value: value is None or _is_path(value),
-        "must be the path of a directory, or None",
+        "must be the path of a directory, where ~ is a known home directory, or None",
     ),
     "max_retries": (_is_count, "must be a whole number from 0 upwards"),
     "retry_failed": (_is_flag, "must be True or False"),
@@ -288,13 +339,15 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         "must be a window such as '24h'",
     ),
     "poll_interval": (
-        lambda value: value is None or _is_seconds(value, _LONGEST_POLL),
-        f"must be seconds from 0 to {_LONGEST_POLL:,}, or None",
+        lambda value: value is None or _is_seconds(value, _SHORTEST_POLL, _LONGEST_POLL),
+        f"must be seconds from {_SHORTEST_POLL} to {_LONGEST_POLL:,}, or None",
     ),
     "timeout": (
         lambda value: value is None or _is_seconds(value),
         "must be seconds from 0 upwards, or None",
     ),
+    "on_unknown": (lambda value: value in ("resend", "raise"), "must be 'resend' or 'raise'"),
+    "delete_remote": (_is_flag, "must be True or False"),
     "progress": (_is_flag, "must be True or False"),
     "details": (_is_flag, "must be True or False"),
 }

@@ -198,10 +198,21 @@ def test_without_a_wish_of_the_service_there_is_none(server, provider):
     assert caught.value.retry_after is None
 
 
-@pytest.mark.parametrize("kind", ["truncate:100", "truncate-silent:100", "truncate-silent:0"])
-def test_a_download_that_was_cut_is_not_a_download(server, provider, kind):
+@pytest.mark.parametrize("kind", ["truncate:100", "truncate-silent:100"])
+def test_a_download_that_was_cut_is_taken_up_where_it_was(server, provider, kind):
     file_id = upload(provider)
+    whole = io.BytesIO()
+    digest = provider.download(file_id, whole)
     server.inject(Fault("files.content", kind))
+    taken_up = io.BytesIO()
+    assert provider.download(file_id, taken_up) == digest
+    assert taken_up.getvalue() == whole.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["truncate-silent:0", "error-before:500"])
+def test_a_download_that_brings_nothing_is_not_a_download(server, provider, kind):
+    file_id = upload(provider)
+    server.inject(Fault("files.content", kind, times=2))
     with pytest.raises(Unavailable):
         provider.download(file_id, io.BytesIO())
 
@@ -839,7 +850,7 @@ def test_without_a_client_one_is_made_from_the_environment(monkeypatch):
 
 def test_an_empty_key_is_no_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "")
-    with pytest.raises(ApiKeyError, match="blank or holds white space"):
+    with pytest.raises(ApiKeyError, match="blank, or holds white space"):
         Provider()
 
 
@@ -852,7 +863,7 @@ def test_without_a_key_the_message_says_how_to_set_one(monkeypatch):
 @pytest.mark.parametrize("key", [" ", "\n", "sk-secret\n", " sk-secret", "sk secret"])
 def test_a_broken_key_is_refused_and_not_shown(monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with pytest.raises(ApiKeyError, match="blank or holds white space") as caught:
+    with pytest.raises(ApiKeyError, match="blank, or holds white space") as caught:
         Provider()
     assert "secret" not in str(caught.value)
     with openai.OpenAI(api_key=key) as client, pytest.raises(ApiKeyError) as caught:

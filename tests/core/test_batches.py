@@ -17,8 +17,10 @@ from batchframe.core.batches import (
     CreateRefused,
     CreateStarted,
     Creating,
+    Dropped,
     Ended,
     Event,
+    FileLost,
     FileUploaded,
     IllegalTransitionError,
     Live,
@@ -29,8 +31,10 @@ from batchframe.core.batches import (
     Reconcile,
     ResultsCommitted,
     ResultsLost,
+    ShardDropped,
     ShardFrozen,
     State,
+    TurnedAway,
     Upload,
     Uploaded,
     Uploading,
@@ -61,6 +65,7 @@ STATES = {
     "live": Live(batch=seen()),
     "ended": Ended(batch=DONE),
     "collected": Collected(batch=DONE, results=COMMITTED),
+    "dropped": Dropped(),
 }
 EVENTS = {
     "frozen": ShardFrozen(n_requests=1, n_bytes=2, n_tokens=3, sha256="ab" * 32, round=0),
@@ -73,6 +78,9 @@ EVENTS = {
     "seen done": DONE,
     "committed": COMMITTED,
     "lost": ResultsLost(),
+    "file lost": FileLost(),
+    "turned away": TurnedAway(),
+    "dropped": ShardDropped(),
 }
 #: The whole machine. Whatever does not stand here is refused.
 TRANSITIONS = {
@@ -88,6 +96,11 @@ TRANSITIONS = {
     ("live", "seen done"): Ended(batch=DONE),
     ("ended", "committed"): STATES["collected"],
     ("collected", "lost"): Ended(batch=DONE),
+    ("uploaded", "file lost"): Planned(),
+    ("ended", "turned away"): Planned(),
+    ("planned", "dropped"): Dropped(),
+    ("uploading", "dropped"): Dropped(),
+    ("uploaded", "dropped"): Dropped(),
 }
 REFUSED = sorted(set(product(STATES, EVENTS)) - TRANSITIONS.keys())
 
@@ -114,7 +127,7 @@ def test_every_other_pair_is_refused(state, event):
 
 
 def test_table_and_refusals_are_all_pairs():
-    assert len(TRANSITIONS) + len(REFUSED) == 8 * 10
+    assert len(TRANSITIONS) + len(REFUSED) == 9 * 13
 
 
 def test_no_way_leads_from_a_create_that_was_sent_to_a_second_one_for_the_same_file_unasked():
@@ -170,6 +183,7 @@ ACTIONS = {
     "live": Poll(batch_id="batch_1"),
     "ended": Collect(batch=DONE),
     "collected": Nothing(),
+    "dropped": Nothing(),
 }
 
 

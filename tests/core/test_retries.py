@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from batchframe.core.results import RESULT_SCHEMA, Status
 from batchframe.core.retries import (
-    RETRYABLE_CODES,
+    _RETRYABLE_CODES,
     hopeless,
     latest,
     poll_delay,
@@ -84,7 +84,7 @@ def test_the_cases_cover_every_status_of_a_result_and_every_retryable_code():
     # A skipped row has no request, and so no result.
     assert {row["status"] for row, *_ in CASES} == set(Status) - {"skipped"}
     again = {row.get("error_code") for row, again, _ in CASES if again}
-    assert again >= set(RETRYABLE_CODES)
+    assert again >= set(_RETRYABLE_CODES)
 
 
 def test_all_results_of_a_table_are_judged_in_order():

@@ -1,5 +1,6 @@
 import json
 
+import httpx2
 import openai
 import pytest
 
@@ -7,6 +8,7 @@ from batchframe.emulator import Fault
 from batchframe.emulator.faults import KINDS
 
 HOUR = 3600
+ENDPOINT = "/v1/chat/completions"
 
 
 def _ids(bench):
@@ -142,6 +144,109 @@ def test_a_download_can_be_cut_without_a_sign(serve):
     assert "content-length" not in reply.headers
 
 
+def _received(bench, file, **headers):
+    """What arrives of a download, also if it is cut: the reply, its bytes, and whether it ended."""
+    url = f"{bench.server.base_url}/files/{file.id}/content"
+    content, ended = b"", True
+    with httpx2.stream("GET", url, headers={"authorization": "Bearer x", **headers}) as reply:
+        try:
+            for chunk in reply.iter_raw():
+                content += chunk
+        except httpx2.RemoteProtocolError:
+            ended = False
+    return reply, content, ended
+
+
+@pytest.mark.parametrize(("kind", "ends"), [("truncate", False), ("truncate-silent", True)])
+def test_the_rest_of_a_cut_download_can_be_asked_for(serve, kind, ends):
+    cuts = [Fault("files.content", f"{kind}:100"), Fault("files.content", f"{kind}:50", first=2)]
+    bench = serve(faults=cuts)
+    whole = bench.lines(5)
+    file, size = bench.upload(whole), len(whole)
+
+    first, start, first_ended = _received(bench, file)
+    second, middle, second_ended = _received(bench, file, range="bytes=100-")
+    third, rest, third_ended = _received(bench, file, range="bytes=150-")
+
+    assert [reply.status_code for reply in (first, second, third)] == [200, 206, 206]
+    assert (first_ended, second_ended, third_ended) == (ends, ends, True)
+    assert (start, middle, rest) == (whole[:100], whole[100:150], whole[150:])
+    assert second.headers["content-range"] == f"bytes 100-{size - 1}/{size}"
+    assert third.headers["content-range"] == f"bytes 150-{size - 1}/{size}"
+    assert second.headers.get("content-length") == (None if ends else str(size - 100))
+    assert third.headers["content-length"] == str(size - 150)
+    assert all("x-request-id" in reply.headers for reply in (first, second, third))
+
+
+@pytest.mark.parametrize("kind", ["truncate", "truncate-silent"])
+def test_a_cut_behind_the_end_of_a_download_cuts_nothing(serve, kind):
+    bench = serve(faults=[Fault("files.content", f"{kind}:100000", times=None)])
+    file = bench.upload(bench.lines(5))
+
+    assert _received(bench, file)[1:] == (bench.lines(5), True)
+    assert _received(bench, file, range="bytes=7-")[1:] == (bench.lines(5)[7:], True)
+
+
+def test_a_long_download_can_be_cut(serve):
+    bench = serve(faults=[Fault("files.content", "truncate:300000")])
+    content = bench.line("a", "x" * 1_000_000)
+
+    reply, start, ended = _received(bench, bench.upload(content))
+    assert (start, ended) == (content[:300_000], False)
+    assert reply.headers["content-length"] == str(len(content))
+
+
+def test_a_range_is_given_of_the_file_that_it_was_asked_of(bench):
+    file = bench.upload(bench.lines(5))
+    etag = bench.raw("GET", f"/files/{file.id}/content").headers["etag"]
+
+    same, rest, _ = _received(bench, file, **{"range": "bytes=9-", "if-range": etag})
+    other, whole, _ = _received(bench, file, **{"range": "bytes=9-", "if-range": '"other"'})
+    beyond, _, _ = _received(bench, file, range=f"bytes={file.bytes}-")
+
+    assert (same.status_code, rest) == (206, bench.lines(5)[9:])
+    assert (other.status_code, whole) == (200, bench.lines(5))
+    assert beyond.status_code == 416
+    assert beyond.headers["content-range"] == f"bytes */{file.bytes}"
+
+
+def test_a_range_can_be_ignored(serve):
+    bench = serve(faults=[Fault("files.content", "ignore-range")])
+    file = bench.upload(bench.lines(5))
+
+    ignored, whole, _ = _received(bench, file, range="bytes=9-")
+    heeded, rest, _ = _received(bench, file, range="bytes=9-")
+
+    assert (ignored.status_code, whole) == (200, bench.lines(5))
+    assert "content-range" not in ignored.headers
+    assert (heeded.status_code, rest) == (206, bench.lines(5)[9:])
+
+
+def test_a_call_can_be_sent_elsewhere_before_it_has_done_anything(serve):
+    elsewhere = "https://example.com:8443/v1/batches?a=b"
+    bench = serve(faults=[Fault("batches.create", f"redirect:{elsewhere}")])
+    file = bench.upload(bench.lines(1))
+    order = {"input_file_id": file.id, "endpoint": ENDPOINT, "completion_window": "24h"}
+
+    reply = bench.raw("POST", "/batches", json=order)
+
+    assert (reply.status_code, reply.headers["location"]) == (307, elsewhere)
+    assert _ids(bench) == []
+
+
+def test_a_client_that_follows_arrives_where_it_is_sent(serve):
+    there = serve()
+    bench = serve(faults=[Fault("files.list", f"redirect:{there.server.base_url}/files")])
+    file = there.upload(there.lines(1))
+
+    reply = bench.raw("GET", "/files", follow_redirects=True)
+
+    # httpx2 keeps the key to itself at another port.
+    assert (reply.status_code, str(reply.url)) == (401, f"{there.server.base_url}/files")
+    assert bench.client.files.list().data == []
+    assert [kept.id for kept in there.client.files.list()] == [file.id]
+
+
 def _broken(body):
     return 500, {"error": {"message": "no"}}
 
@@ -242,11 +347,15 @@ def test_an_error_file_takes_shapes_too(serve):
     ("text", "fault"),
     [
         ("output=crlf", Fault("output", "crlf")),
+        (
+            "files.list=redirect:http://127.0.0.1:9/v1/files?a=b",
+            Fault("files.list", "redirect:http://127.0.0.1:9/v1/files?a=b"),
+        ),
         ("files.list=error-before:503:9", Fault("files.list", "error-before:503:9")),
         ("files.list=reset-before@3*2", Fault("files.list", "reset-before", times=2, first=3)),
         ("files.list=reset-before*all", Fault("files.list", "reset-before", times=None)),
     ],
-    ids=["plain", "argument", "counts", "all"],
+    ids=["plain", "address", "argument", "counts", "all"],
 )
 def test_a_fault_can_be_written_as_text(text, fault):
     assert Fault.parse(text) == fault

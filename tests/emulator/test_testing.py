@@ -1,8 +1,10 @@
+import socket
 import sys
 import threading
 import time
 import warnings
 
+import openai
 import pytest
 
 from batchframe.emulator import JumpClock, LocalServer
@@ -65,6 +67,41 @@ def test_a_client_can_come_at_once_and_does_not_read_the_environment(monkeypatch
 
         assert client.files.list().data == []
         assert client.api_key != "sk-real"
+
+
+@pytest.fixture
+def closed_port():
+    """A port of this machine that is taken, and on which nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("scheme", ["HTTP", "ALL"])
+def test_a_client_does_not_go_through_a_proxy(monkeypatch, closed_port, scheme):
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(f"{scheme}_PROXY", f"http://127.0.0.1:{closed_port}")
+
+    with LocalServer() as server:
+        assert server.client(max_retries=0).files.list().data == []
+        assert server.client(max_retries=0).with_options(timeout=60).files.list().data == []
+
+
+def test_clients_are_closed_with_their_server():
+    with LocalServer() as server:
+        clients = [server.client(), server.client(http_client=openai.DefaultHttpxClient())]
+        clients[0].files.list()
+
+    assert all(client.is_closed() for client in clients)
+
+
+def test_a_client_of_ones_own_making_is_taken():
+    with openai.DefaultHttpxClient() as http_client, LocalServer() as server:
+        client = server.client(http_client=http_client)
+
+        assert client.files.list().data == []
+        assert client._client is http_client
 
 
 @pytest.mark.parametrize("missing", ["uvicorn", "python_multipart", "starlette.applications"])

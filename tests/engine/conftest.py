@@ -13,6 +13,7 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
 from batchframe.run import Options, run_rows
+from batchframe.storage import Storage
 
 
 @pytest.fixture
@@ -44,6 +45,9 @@ def run(engine: Engine, tmp_path: Path) -> Callable[..., list[dict[str, Any] | N
         *,
         limits: Limits | None = None,
         model: str = "gpt-4o-mini",
+        storage: Storage | None = None,
+        ask_if_unknown: bool = False,
+        delete_remote: bool = False,
         **options: Any,
     ) -> list[dict[str, Any] | None]:
         provider = Provider(server.client())
@@ -56,10 +60,13 @@ def run(engine: Engine, tmp_path: Path) -> Callable[..., list[dict[str, Any] | N
                 limits=limits or Limits(),
                 completion_window="24h",
                 poll_interval=None,
+                ask_if_unknown=ask_if_unknown,
+                delete_remote=delete_remote,
             ),
             tmp_path / "checkpoint",
             options=Options(progress=False, **options),
             engine=engine,
+            storage=storage,
         )
         results = answers.results.to_pylist()
         return [

@@ -1,15 +1,19 @@
 """Rows through the engine and a real HTTP server: each answered once, each paid once."""
 
+import errno
 import itertools
+import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
 import batchframe as bf
 from batchframe.core.shards import Limits
 from batchframe.emulator import CallableModel, Fault, LocalServer
+from batchframe.storage import Storage
 
 
 def rows_of(n: int) -> dict[int, str | None]:
@@ -318,7 +322,7 @@ def test_an_expired_batch_keeps_what_was_paid_and_sends_only_the_rest_again(run,
 
 def test_the_wait_can_end_before_the_batches_and_the_same_call_resumes(run, clock):
     with LocalServer(clock=clock, stage_seconds=3600) as server:
-        with pytest.raises(bf.RunTimeoutError, match=r"1 batches go on.*run the same call again"):
+        with pytest.raises(bf.RunTimeoutError, match=r"1 batch goes on.*run the same call again"):
             run(server, rows_of(10), timeout=60)
 
         assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
@@ -338,10 +342,12 @@ def test_a_batch_of_another_project_is_never_sent_again(run, server, clock):
 def test_a_refused_key_stops_the_run_and_a_valid_one_resumes(run, server):
     server.inject(Fault("batches.retrieve", "error-before:401"))
 
-    with pytest.raises(bf.AuthenticationError, match="resumes") as caught:
+    with pytest.raises(
+        bf.AuthenticationError, match="run the same call again: it resumes"
+    ) as caught:
         run(server, rows_of(10))
 
-    assert any("run the same call again" in note for note in caught.value.__notes__)
+    assert any("1 batch goes on at the provider" in note for note in caught.value.__notes__)
     assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
     assert server.calls()["batches.create"] == 1
 
@@ -476,3 +482,214 @@ def test_rows_that_do_not_add_up_to_the_batch_are_told(run, server, caplog):
     run(server, rows_of(10))
 
     assert "the batch says" in caplog.text
+
+
+# What stops the sending
+
+
+def n_batches(server: LocalServer) -> int:
+    return server.calls().get("batches.create", 0)
+
+
+def test_when_the_wait_is_over_nothing_more_is_sent(run, clock):
+    limits = Limits(max_requests=1, max_live_batches=8)
+    with LocalServer(clock=clock, stage_seconds=600) as server:
+        with pytest.raises(bf.RunTimeoutError, match=r"(\d+) batches go on") as caught:
+            run(server, rows_of(20), limits=limits, timeout=60)
+        created = n_batches(server)
+
+        assert f" {created} batches go on" in str(caught.value)
+        assert created < 20
+        assert alive_threads() == []
+        assert n_batches(server) == created
+        assert completions(run(server, rows_of(20), limits=limits)) == answers_to(rows_of(20))
+        assert_each_paid_once(server, 20)
+
+
+def alive_threads() -> list[threading.Thread]:
+    """The engine's threads that are left once they had the time to end."""
+    threads = [thread for thread in threading.enumerate() if "batchframe" in thread.name]
+    for thread in threads:
+        thread.join(5)
+    return [thread for thread in threads if thread.is_alive()]
+
+
+def test_an_engine_that_cannot_start_a_thread_tells_all_who_wait(run, server, monkeypatch):
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("batchframe_"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            run(server, rows_of(10))
+
+    assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
+    assert_each_paid_once(server, 10)
+
+
+def test_an_address_where_nothing_answers_ends_in_an_error(run, server):
+    server.inject(Fault("files.create", "reset-before", times=None))
+
+    with pytest.raises(bf.ProviderError, match=r"Nothing answers at http.* Check base_url"):
+        run(server, rows_of(10))
+
+
+# What was frozen and is not wanted any more
+
+
+@pytest.mark.parametrize("operation", ["files.create", "batches.create"])
+def test_of_a_batch_that_was_never_sent_only_the_rows_that_are_still_wanted_are_sent(
+    run, server, operation
+):
+    server.inject(Fault(operation, "error-before:401"))
+    with pytest.raises(bf.AuthenticationError):
+        run(server, rows_of(1000))
+    few = dict(list(rows_of(1000).items())[:2]) | {5000: "a new question"}
+
+    assert completions(run(server, few)) == answers_to(few)
+    assert_each_paid_once(server, 3)
+    assert server.calls().get("files.delete", 0) == (operation == "batches.create")
+
+    assert completions(run(server, rows_of(1000))) == answers_to(rows_of(1000))
+    assert_each_paid_once(server, 1001)
+
+
+# Money and queues
+
+
+@pytest.mark.parametrize("status", [403, 429])
+def test_a_create_that_is_refused_for_lack_of_money_stops_at_once(run, server, clock, status):
+    server.inject(Fault("batches.create", f"no-money:{status}"))
+    started = clock.now()
+
+    with pytest.raises(bf.ProviderError, match=r"insufficient_quota.*Add credit"):
+        run(server, rows_of(10))
+
+    assert clock.now() - started < 60
+    assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
+    assert n_batches(server) == 2
+    assert_each_paid_once(server, 10)
+
+
+def test_rows_that_failed_for_lack_of_money_are_not_sent_again_and_again(run, clock):
+    broke = failure(429, "insufficient_quota", "pay")
+
+    with LocalServer(lambda body: broke, clock=clock) as server:
+        with pytest.raises(bf.ProviderError, match="insufficient_quota: pay"):
+            run(server, rows_of(10))
+
+        assert n_batches(server) == 1
+
+
+def test_a_file_that_the_provider_lost_is_uploaded_again(run, server):
+    server.inject(Fault("batches.create", "reset-before"))
+    server.inject(Fault("batches.create", "not-visible", times=12, first=2))
+
+    assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
+    assert_each_paid_once(server, 10)
+
+
+def test_a_full_queue_is_waited_for_and_costs_no_attempt(run, clock):
+    rows = rows_of(100)
+    # Ten batches of ten rows; the queue takes some of them at once.
+    with LocalServer(clock=clock, stage_seconds=30, enqueued_token_limit={"gpt-4o": 400}) as server:
+        results = run(server, rows, model="gpt-4o", limits=Limits(max_requests=10), max_retries=0)
+
+        assert completions(results) == answers_to(rows)
+        assert_each_paid_once(server, 100)
+
+
+# What is read wrongly for a moment
+
+
+class OutOfDescriptors(Storage):
+    """A disk of which one file cannot be opened now."""
+
+    def __init__(self) -> None:
+        self.failing = ""
+
+    def open(self, path: Path) -> BinaryIO:
+        if self.failing and self.failing in str(path):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().open(path)
+
+
+def test_results_that_cannot_be_opened_now_are_not_taken_for_damaged(run, server, tmp_path):
+    disk = OutOfDescriptors()
+    first = run(server, rows_of(10), storage=disk)
+    before = server.calls()
+
+    disk.failing = "results"
+    with pytest.raises(bf.CheckpointError, match=r"cannot be read now: .*Too many open files"):
+        run(server, rows_of(10), storage=disk)
+    disk.failing = ""
+
+    assert run(server, rows_of(10), storage=disk) == first
+    assert server.calls() == before
+
+
+def test_a_run_that_joins_another_goes_on_when_the_others_client_is_closed(run, clock):
+    model = FirstBatchOnly(
+        lambda text: (200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
+    )
+    rows: dict[int, str | None] = {1: "another question"}
+    with LocalServer(CallableModel(model, instant=False), clock=clock) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            run(server, rows, timeout=0)
+        model.go_on()
+
+        assert completions(run(server, rows)) == ["another question"]
+
+
+def test_a_date_in_microseconds_says_nothing_and_stops_nothing(run, server):
+    server.inject(Fault("batches.retrieve", "microseconds", times=None))
+    server.inject(Fault("batches.create", "microseconds", times=None))
+
+    assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
+
+
+# Asked for
+
+
+def test_who_prefers_to_be_asked_is_asked_before_rows_are_sent_again(run, server, clock):
+    server.inject(Fault("batches.create", "reset-before"))
+    started = clock.now()
+
+    with pytest.raises(bf.UnknownOutcomeError, match=r"10 rows were not sent again.*resend"):
+        run(server, rows_of(10), ask_if_unknown=True)
+
+    assert clock.now() - started >= 600
+    assert n_batches(server) == 1
+    assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
+    assert_each_paid_once(server, 10)
+
+
+def test_who_prefers_to_be_asked_is_not_asked_where_the_batch_is_found(run, server):
+    server.inject(Fault("batches.create", "reply-lost-after"))
+
+    results = run(server, rows_of(10), ask_if_unknown=True)
+
+    assert completions(results) == answers_to(rows_of(10))
+    assert n_batches(server) == 1
+
+
+def test_our_files_stay_at_the_provider_unless_their_deletion_is_asked_for(run, server):
+    run(server, rows_of(10))
+    assert len(server.client().files.list().data) == 2
+
+    rows: dict[int, str | None] = {100: "another question"}
+    assert completions(run(server, rows, delete_remote=True)) == answers_to(rows)
+
+    assert len(server.client().files.list().data) == 2
+    assert completions(run(server, rows)) == answers_to(rows)
+
+
+def test_the_search_for_a_lost_batch_is_told(run, server, clock):
+    server.inject(Fault("batches.create", "reset-before"))
+
+    with pytest.raises(bf.RunTimeoutError, match=r"No batch goes on .*, and 1 more may"):
+        run(server, rows_of(10), timeout=100)

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import decimal
+import functools
 import uuid
 
 import numpy as np
@@ -488,11 +489,11 @@ VALUES = {
     "model": [None, "", " \n", 5, b"gpt-4o", "gpt-\ud83d"],
     "system": [5, b"text", ["text"], "half \ud83d"],
     "output": [None, "", " ", 5, "half \ud83d"],
-    "checkpoint": ["", " ", 5, b"place", "a\0b", True],
+    "checkpoint": ["", " ", 5, b"place", "a\0b", True, "~nobody-of-this-name/x"],
     "max_retries": [-1, 1.5, "3", True, None],
     "retry_failed": [None, 1, "yes"],
     "completion_window": ["5m", "", "24", 24, None, "24h "],
-    "poll_interval": [-0.1, float("nan"), float("inf"), "5", True, 1e10],
+    "poll_interval": [-0.1, 0, 0.009, float("nan"), float("inf"), "5", True, 1e10],
     "timeout": [-1, float("nan"), "5", True, dt.timedelta(1)],
     "progress": [None, 1, "no"],
     "details": [None, 0, "yes"],
@@ -509,6 +510,12 @@ def test_a_value_that_a_keyword_cannot_take_is_refused(refused, name, value):
     message = refused(bf.ParameterError, pl.DataFrame(GOOD), **{name: value})
 
     assert message.startswith(f"{name}={value!r} must ")
+
+
+def test_the_smallest_poll_interval_is_named(frames, refused):
+    assert refused(bf.ParameterError, frames.make(GOOD), poll_interval=0) == (
+        "poll_interval=0 must be seconds from 0.01 to 86,400, or None."
+    )
 
 
 @pytest.mark.parametrize("limits", [5, {"max_requests": 5}, bf.Limits], ids=str)
@@ -534,6 +541,50 @@ def test_a_lazy_frame_is_to_be_collected(refused):
 
     assert message.startswith("A LazyFrame was passed;")
     assert message.endswith("Collect it first.")
+
+
+# --- The call itself ------------------------------------------------------------------------------
+
+THE_CALL = (
+    'Nothing was sent. Call df.openai_batch.complete("prompt", "id", model="gpt-4o-mini"), or '
+    'batchframe.complete(df, "prompt", "id", model="gpt-4o-mini"): two columns, then keywords.'
+)
+MISFITS = {
+    "no model": (["prompt", "id"], {}, "it lacks model"),
+    "no id column": (["prompt"], {"model": "m"}, "it lacks id_col"),
+    "no prompt column": ([], {"id_col": "id", "model": "m"}, "it lacks prompt_col"),
+    "nothing": ([], {}, "it lacks prompt_col, id_col, model"),
+    "a mistyped model": (["prompt", "id"], {"modle": "m"}, "it lacks model"),
+    "a model by position": (["prompt", "id", "m"], {}, "too many positional arguments"),
+    "a column twice": (
+        ["prompt", "id"],
+        {"prompt_col": "prompt", "model": "m"},
+        "multiple values for argument 'prompt_col'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("args", "keywords", "misfit"), MISFITS.values(), ids=MISFITS.keys())
+def test_a_call_that_does_not_fit_is_refused_and_the_right_one_shown(
+    frames, tmp_path, monkeypatch, args, keywords, misfit
+):
+    monkeypatch.chdir(tmp_path)
+    df = frames.make(GOOD)
+
+    for call in (functools.partial(bf.complete, df), df.openai_batch.complete):
+        with pytest.raises(bf.ParameterError) as caught:
+            call(*args, **keywords)
+        assert str(caught.value) == f"This call does not fit complete(): {misfit}. {THE_CALL}"
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keywords", [{}, {"frame": pd.DataFrame(GOOD)}], ids=["none", "keyword"])
+def test_a_call_without_a_frame_in_front_is_refused(keywords):
+    with pytest.raises(bf.ParameterError, match=r"does not fit complete\(\): .*frame") as caught:
+        bf.complete(prompt_col="prompt", id_col="id", model="m", **keywords)
+
+    assert str(caught.value).endswith(THE_CALL)
 
 
 # --- Checkpoint, client, key ----------------------------------------------------------------------

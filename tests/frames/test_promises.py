@@ -2,6 +2,7 @@
 
 import itertools
 import string
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -167,6 +168,22 @@ def test_calls_with_different_outputs_and_nothing_else_share_what_was_paid(frame
 
     assert calls() == sent
     assert frames.values(both, "first") == frames.values(both, "second") == ANSWERS
+
+
+@pytest.mark.parametrize("kind", [str, Path], ids=["text", "path"])
+def test_a_tilde_in_a_checkpoint_is_the_home_directory(
+    frames, complete, tmp_path, monkeypatch, kind
+):
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(home))
+
+    complete(frames.make(DATA), checkpoint=kind("~/runs"))
+
+    assert (home / "runs" / "spec.json").is_file()
+    assert list(here.iterdir()) == []
 
 
 def test_a_checkpoint_serves_both_libraries(complete, calls):
