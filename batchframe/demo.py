@@ -37,6 +37,9 @@ _PRICED_AS = "gpt-4o-mini"
 #: echo the whole prompt.
 _MAX_COMPLETION_TOKENS = {"smollm2": 48, "echo": 512}
 
+#: What the real model takes for a row, on two cores; the echo takes no time to speak of.
+_SECONDS_PER_ROW = 1
+
 #: Characters of a docstring that go into a prompt: its beginning, which says what the function
 #: does, and which a small model reads in a fraction of a second.
 _PROMPT_CHARACTERS = 200
@@ -145,7 +148,6 @@ def run_demo(*, rows: int, model: str, output: Path) -> None:
         for name, fact in {
             "Input": _about_input(libraries, rows, len(docstrings)),
             "Model": _about_model(chosen, real=real),
-            "Cost": f"what {_PRICED_AS} would cost for these tokens in a batch; nobody is charged.",
             "Server": f"Files and Batches API at {server.base_url}",
         }.items():
             _print_fact(name, fact, margin=8, width=width)
@@ -160,7 +162,9 @@ def run_demo(*, rows: int, model: str, output: Path) -> None:
         tables = []
         for number, library in enumerate(libraries):
             frame = _frame(library, docstrings[number * rows : (number + 1) * rows])
-            print(f"\n{_NAMES[library]}: {_CALL}\n", flush=True)
+            print(f"\n{_NAMES[library]}: {_CALL}\n")
+            # Where there is no terminal there are no bars: this is all until the answers come.
+            print(f"Working: {_about_work(chosen, rows)}", flush=True)
             started = time.monotonic()
             out = frame.openai_batch.complete("prompt", "id", **job)
             table = _to_arrow(library, out)
@@ -230,6 +234,16 @@ def _about_model(model: str, *, real: bool) -> str:
     )
 
 
+def _about_work(model: str, rows: int) -> str:
+    """How many rows who answers in what time, on a machine with two free cores."""
+    what = f"{rows} {'row' if rows == 1 else 'rows'}, answered by"
+    if model == "echo":
+        return f"{what} echo in about 1 s"
+    seconds = rows * _SECONDS_PER_ROW
+    duration = f"{seconds} s" if seconds < 120 else f"{round(seconds / 60)} minutes"
+    return f"{what} SmolLM2-135M in about {duration}; longer on a busy machine"
+
+
 def _print_fact(name: str, fact: str, *, margin: int, width: int) -> None:
     first, rest = f"{name:<{margin}}", " " * margin
     print(textwrap.fill(fact, width, initial_indent=first, subsequent_indent=rest))
@@ -262,7 +276,7 @@ def _combined(libraries: Sequence[Library], tables: Sequence["pa.Table"]) -> "pa
 
 def _print_head(table: "pa.Table", width: int) -> None:
     rows = table.slice(0, _SHOWN_ROWS).to_pylist()
-    print(f"The first {len(rows)}, shortened:\n")
+    print(f"The first {len(rows)}, shortened; tokens are prompt + completion:\n")
     columns = {
         "id": [_shortened(row["id"], width // 4 - 1) for row in rows],
         "completion": [row["completion"] or row["completion_error"] or "" for row in rows],
@@ -324,7 +338,7 @@ def _print_usage(table: "pa.Table", max_completion_tokens: int) -> None:
     rows.sort(key=lambda row: [order.index(row[name]) for name in ("library", "completion_status")])
     (total,) = table.group_by([]).aggregate(wanted).to_pylist()
     rows.append({"library": "Total", "completion_status": "", **total})
-    print("Usage and cost\n")
+    print(f"Usage, and what it would cost in a batch of {_PRICED_AS}; nobody is charged\n")
     _print_table(
         {
             "library": [_NAMES.get(row["library"], row["library"]) for row in rows],

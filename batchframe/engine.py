@@ -63,6 +63,7 @@ from batchframe.core.retries import (
 from batchframe.core.schedule import Load, admit
 from batchframe.core.shards import Limits
 from batchframe.errors import (
+    AccountMismatchError,
     AuthenticationError,
     CheckpointCorruptError,
     ProviderError,
@@ -526,8 +527,11 @@ def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -
     digests: dict[str, str] = {}
     for kind, file_id in files.items():
         if file_id is not None:
-            with checkpoint.download(job.number, kind) as target:
-                digests[kind] = provider.download(file_id, target)
+            try:
+                with checkpoint.download(job.number, kind) as target:
+                    digests[kind] = provider.download(file_id, target)
+            except AccountMismatchError:
+                _check_gone(job, submission, batch, file_id, clock)
     at = batch.created_at or clock.now()
     table, committed = _read_downloads(checkpoint, job.number, batch, digests, at)
     checkpoint.store_results(job.number, table, committed)
@@ -545,6 +549,25 @@ def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -
     return _AT_ONCE
 
 
+def _check_gone(
+    job: Job, submission: Submission, batch: BatchSeen, file_id: str, clock: Clock
+) -> None:
+    """Return only if a result file is gone for good; its rows are then `missing`."""
+    submission.provider.retrieve(batch.batch_id)  # raises if it is the key that is wrong
+    now = clock.monotonic()
+    if job.since is None:
+        job.since = now
+    if now - job.since < submission.limits.reconcile_seconds:
+        raise Unavailable(f"the provider does not know the result file {file_id}")
+    _log.warning(
+        "shard %s: the provider has deleted %s, a result file of %s that was paid for; rows "
+        "without a result are missing, and are sent again only with retry_failed=True",
+        job.number,
+        file_id,
+        batch.batch_id,
+    )
+
+
 def _read_downloads(
     checkpoint: Checkpoint, number: int, batch: BatchSeen, digests: dict[str, str], at: float
 ) -> tuple[pa.Table, ResultsCommitted]:
@@ -559,6 +582,13 @@ def _read_downloads(
         ),
         batch_id=batch.batch_id,
         ended=batch.status.value,
+        files_gone=any(
+            file_id is not None and kind not in digests
+            for kind, file_id in (
+                ("output", batch.output_file_id),
+                ("error", batch.error_file_id),
+            )
+        ),
         batch_errors=batch.errors,
     )
     table = collected.table

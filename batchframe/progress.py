@@ -75,6 +75,7 @@ class Bars:
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm[Any]] = {}
+        self._note = ""
 
     def __enter__(self) -> Self:
         return self
@@ -103,10 +104,9 @@ class Bars:
             if bar.n != rows or bar.total != tally.total:
                 bar.total, bar.n = tally.total, rows
                 bar.refresh()
-        waiting = self._bars["Sending"]
-        if waiting.postfix != (tally.note or None):
-            waiting.postfix = tally.note or None
-            waiting.refresh()
+        if tally.note != self._note:
+            self._note = tally.note
+            self._bars["Sending"].set_postfix_str(tally.note)
 
     def _open(self) -> None:
         with warnings.catch_warnings():

@@ -66,12 +66,27 @@ def test_it_runs_the_main_job_in_both_libraries(tmp_path):
     assert total > 0
     assert re.search(rf"Total +6 +{n_input} +{n_output} +\${total:.6f}\n", out)
     assert out.count("3 rows in ") == 2
+    assert out.count("tokens are prompt + completion:\n") == 2
+    assert "would cost in a batch of gpt-4o-mini; nobody is charged\n\nlibrary " in out
     assert "0 files uploaded, 0 batches created" in out
     assert f"Written: {tmp_path / 'batchframe-demo.parquet'} (6 rows" in out
     assert [line for line in out.splitlines() if len(line) > 100 and "Written" not in line] == []
 
     assert pandas.read_parquet(tmp_path / "batchframe-demo.parquet").shape == (6, 14)
     assert polars.read_parquet(tmp_path / "batchframe-demo.parquet").shape == (6, 14)
+
+
+def test_it_says_what_it_does_before_each_run(tmp_path):
+    for library in ("pandas", "polars"):
+        pytest.importorskip(library)
+    out = demo("--model", "echo", "--rows", "3", cwd=tmp_path).stdout
+
+    said = [
+        line for line in out.splitlines() if re.match(r"(pandas|Polars):|Working:|3 rows", line)
+    ]
+    assert [line.partition(":")[0] for line in said[::3]] == ["pandas", "Polars"]
+    assert said[1::3] == ["Working: 3 rows, answered by echo in about 1 s"] * 2
+    assert all(line.startswith("3 rows in ") for line in said[2::3])
 
 
 def test_a_second_run_shows_the_same_work_again(tmp_path):
@@ -131,6 +146,7 @@ def test_the_real_model_answers(tmp_path):
     ended = demo("--rows", "1", cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "SmolLM2-135M, a toy model" in ended.stdout
+    assert ended.stdout.count("Working: 1 row, answered by SmolLM2-135M in about 1 s;") == 2
     rows = pq.read_table(tmp_path / "batchframe-demo.parquet").to_pylist()
     for row in rows:
         assert row["completion_status"] in {"ok", "truncated"}

@@ -519,6 +519,7 @@ def collect_results(
     batch_id: str,
     ended: str,
     batch_errors: Sequence[BatchError] = (),
+    files_gone: bool = False,
 ) -> Collected:
     """Give each request of a shard its one result.
 
@@ -532,6 +533,8 @@ def collect_results(
         ended: How the batch ended (completed, failed, expired or cancelled), which says what became
             of requests without a line.
         batch_errors: What the provider said of a batch that it refused.
+        files_gone: The provider has deleted a file of results: whatever has no line may have been
+            in it.
 
     Returns:
         One row per row key, in their order.
@@ -557,7 +560,7 @@ def collect_results(
         if earlier is None or (result.answered and not earlier.answered):
             found[i] = result
 
-    without_line = _without_line(ended, batch_errors)
+    without_line = _without_line("gone" if files_gone else ended, batch_errors)
     results = [r if r is not None else without_line(i + 1) for i, r in enumerate(found)]
     sums = {name: sum(filter(None, map(attrgetter(name), results))) for name in COUNTS}
     return Collected(
@@ -579,6 +582,15 @@ def _without_line(ended: str, batch_errors: Sequence[BatchError]) -> Callable[[i
                 error_message=(
                     "The batch completed, but neither of its files has a line for this request. "
                     "Whether it was billed is unknown."
+                ),
+            )
+        case "gone":
+            result = _Result(
+                Status.MISSING,
+                error_code="results_expired",
+                error_message=(
+                    "The provider has deleted the file that held the answer, which was paid for. "
+                    "It keeps files for 30 days."
                 ),
             )
         case "expired":

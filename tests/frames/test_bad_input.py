@@ -492,6 +492,8 @@ VALUES = {
     "checkpoint": ["", " ", 5, b"place", "a\0b", True, "~nobody-of-this-name/x"],
     "max_retries": [-1, 1.5, "3", True, None],
     "retry_failed": [None, 1, "yes"],
+    "on_unknown": [None, "", "wait", True],
+    "delete_remote": [None, 1, "yes"],
     "completion_window": ["5m", "", "24", 24, None, "24h "],
     "poll_interval": [-0.1, 0, 0.009, float("nan"), float("inf"), "5", True, 1e10],
     "timeout": [-1, float("nan"), "5", True, dt.timedelta(1)],
@@ -646,7 +648,7 @@ def test_a_blank_or_broken_key_is_refused_and_not_shown(frames, refused, monkeyp
 
     message = refused(bf.ApiKeyError, frames.make(GOOD), client=None)
 
-    assert "blank or holds white space" in message
+    assert "blank, or holds white space" in message
     assert "sk-" not in message
     assert "OPENAI_API_KEY" in message
 

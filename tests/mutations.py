@@ -1,0 +1,207 @@
+"""Guards, each removed once: the tests named with it must then fail.
+
+    python -m tests.mutations [WORDS]
+
+runs those whose name holds the words, all by default, each on a copy of the project. It ends with
+the number of mutations that no test noticed. `tests/test_mutations.py` keeps the list true.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    """One guard removed."""
+
+    #: The guard.
+    name: str
+    #: The module, below `batchframe`.
+    module: str
+    #: Its text, once in the module, and what it becomes.
+    old: str
+    new: str
+    #: The tests that must notice: a file below `tests`, and a selection for `-k`.
+    tests: str
+    select: str
+
+
+MUTATIONS = (
+    Mutation(
+        "fsync of a commit",
+        "storage.py",
+        "                self._flush(file)\n            self._link(temporary, path)",
+        "            self._link(temporary, path)",
+        "engine/test_crashes.py",
+        "completed and power",
+    ),
+    Mutation(
+        "fsync of a shard, a download, a table",
+        "storage.py",
+        "                self._flush(file)\n            self._rename(temporary, path)",
+        "            self._rename(temporary, path)",
+        "engine/test_crashes.py",
+        "completed and power",
+    ),
+    Mutation(
+        "fsync of the directory of a commit",
+        "storage.py",
+        "            temporary.unlink(missing_ok=True)\n"
+        "        self._flush_directory(path.parent)\n        return True",
+        "            temporary.unlink(missing_ok=True)\n        return True",
+        "engine/test_crashes.py",
+        "completed and power",
+    ),
+    Mutation(
+        "put if absent",
+        "storage.py",
+        "        os.link(source, target)",
+        "        target.write_bytes(source.read_bytes())",
+        "engine/test_processes.py",
+        "stopped_process",
+    ),
+    Mutation(
+        "the intent before the create",
+        "engine.py",
+        '        case None:\n            _log.warning("shard %s: the create got no answer',
+        "        case None:\n"
+        "            checkpoint.commit(job.number, CreateRefused(code='', message=''))\n"
+        '            _log.warning("shard %s: the create got no answer',
+        "engine/test_engine.py",
+        "reply_was_lost",
+    ),
+    Mutation(
+        "no retries of the SDK",
+        "client.py",
+        "client.with_options(max_retries=0)",
+        "client.with_options(max_retries=2)",
+        "engine/test_engine.py",
+        "reply_was_lost or never_arrived",
+    ),
+    Mutation(
+        "the search again and again",
+        "engine.py",
+        "    if left > 0:",
+        "    if left > grace:",
+        "engine/test_engine.py",
+        "lands_late",
+    ),
+    Mutation(
+        "the search by file",
+        "client.py",
+        "if batch.input_file_id == file_id or batch.metadata",
+        "if batch.metadata",
+        "client/test_client.py",
+        "found_by_its_file",
+    ),
+    Mutation(
+        "the fence: a file that is given up is deleted",
+        "engine.py",
+        "    provider.delete_file(search.file_id)\n",
+        "",
+        "engine/test_engine.py",
+        "given_up_is_deleted",
+    ),
+    Mutation(
+        "one status for every request",
+        "core/results.py",
+        "[r if r is not None else without_line(i + 1) for i, r in enumerate(found)]",
+        "[r for r in found if r is not None]",
+        "engine/test_engine.py",
+        "line_that_is_missing",
+    ),
+    Mutation(
+        "the size of a download",
+        "client.py",
+        "        if isinstance(expected, int) and n_bytes != expected:\n            raise",
+        "        if False:\n            raise",
+        "client/test_client.py",
+        "download",
+    ),
+    Mutation(
+        "both files, whatever the counts say",
+        "engine.py",
+        '        "output": batch.output_file_id,',
+        '        "output": batch.output_file_id if batch.n_done else None,',
+        "engine",
+        "null_counts",
+    ),
+    Mutation(
+        "nothing is sent once nobody waits",
+        "engine.py",
+        "            left = [job for job in self._jobs.values() if job.watchers.pop(owner, None)]",
+        "            left = []",
+        "engine/test_engine.py",
+        "wait_is_over",
+    ),
+    Mutation(
+        "a shard with unwanted rows is dropped",
+        "run.py",
+        "        self.checkpoint.drop(number)",
+        "        return number >= 0",
+        "engine/test_engine.py",
+        "never_sent",
+    ),
+    Mutation(
+        "the seal of a commit",
+        "checkpoint.py",
+        "            if data != _sealed(payload):",
+        "            if False:",
+        "checkpoint",
+        "broken_log",
+    ),
+)
+
+
+def is_noticed(mutation: Mutation) -> bool:
+    """Whether its tests pass with the guard, and fail once it is removed."""
+    # 1 is a failed test; anything else, such as a selection without tests, proves nothing.
+    return _run(mutation, is_removed=False) == 0 and _run(mutation, is_removed=True) == 1
+
+
+def _run(mutation: Mutation, *, is_removed: bool) -> int:
+    """The exit code of its tests, on a copy of the project."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        for name in ("batchframe", "tests", "pyproject.toml", "README.md", "CHANGELOG.md"):
+            source = ROOT / name
+            ignored = shutil.ignore_patterns("__pycache__")
+            if source.is_dir():
+                shutil.copytree(source, place / name, ignore=ignored)
+            else:
+                shutil.copy(source, place / name)
+        module = place / "batchframe" / mutation.module
+        if is_removed:
+            module.write_text(module.read_text().replace(mutation.old, mutation.new))
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        done = subprocess.run(
+            [*command, f"tests/{mutation.tests}", "-k", mutation.select],
+            cwd=place,
+            env={**os.environ, "PYTHONPATH": str(place)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    return done.returncode
+
+
+def main(words: str) -> int:
+    """Remove the guards one by one; returns how many went unnoticed."""
+    unnoticed = 0
+    for mutation in MUTATIONS:
+        if words in mutation.name:
+            noticed = is_noticed(mutation)
+            unnoticed += not noticed
+            print(f"{'noticed' if noticed else 'NOT NOTICED':<12} {mutation.name}", flush=True)  # noqa: T201
+    return unnoticed
+
+
+if __name__ == "__main__":
+    sys.exit(main(" ".join(sys.argv[1:])))
