@@ -147,6 +147,19 @@ def test_every_module_says_what_it_is_and_what_it_offers():
             assert "__all__" in source, path
 
 
+def test_the_table_of_faults_names_tests_that_exist_and_leaves_out_no_fault():
+    tests = Path(__file__).parent
+    page = (tests / "README.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    source = "".join(path.read_text() for path in tests.rglob("*.py"))
+    written = set(re.findall(r"^def (test_\w+)", source, re.MULTILINE))
+
+    assert named - written == set()
+    rows = re.findall(r"^\| (\d+)(?:-(\d+))? \|", page, re.MULTILINE)
+    covered = [n for low, high in rows for n in range(int(low), int(high or low) + 1)]
+    assert covered == list(range(1, 50))
+
+
 if __name__ == "__main__":
     before, rest = PAGE.read_text().split(BEGIN)
     PAGE.write_text(before + BEGIN + state_table() + END + rest.split(END)[1])

@@ -346,7 +346,10 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: value is None or _is_seconds(value),
         "must be seconds from 0 upwards, or None",
     ),
-    "on_unknown": (lambda value: value in ("resend", "raise"), "must be 'resend' or 'raise'"),
+    "on_unknown": (
+        lambda value: isinstance(value, str) and value in {"resend", "raise"},
+        "must be 'resend' or 'raise'",
+    ),
     "delete_remote": (_is_flag, "must be True or False"),
     "progress": (_is_flag, "must be True or False"),
     "details": (_is_flag, "must be True or False"),

@@ -68,7 +68,7 @@ SERVERS: dict[str, tuple[dict[str, Any], range]] = {
     # Rows 13 hours apart: of two rows in a batch, the day is over for the second.
     "expired": ({"row_seconds": 13 * 3600.0}, range(3, 4)),
     # There is room for one of the two batches: the other is turned away, until the first is done.
-    "queue full": ({"enqueued_token_limit": 60, "stage_seconds": 1.0}, range(2, 6)),
+    "queue full": ({"enqueued_token_limit": 34, "stage_seconds": 1.0}, range(3, 6)),
 }
 
 
