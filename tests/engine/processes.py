@@ -81,7 +81,8 @@ class Child:
     def send(self, signal_: signal.Signals) -> None:
         """Send a signal. The nursery buries its dead only when it forks: the pid is still its."""
         if not self.has_ended:
-            os.kill(self.pid, signal_)
+            with contextlib.suppress(ProcessLookupError):  # it died, and was buried already
+                os.kill(self.pid, signal_)
 
     def close(self) -> None:
         """End it, whatever it does."""
