@@ -65,17 +65,24 @@ def _gate(
                 raise REFUSALS[fault.name](fault.argument)
             if fault.name == "reset-before":
                 return _NoResponse(hang_up)
-        response = await operation(store, request)
-        for fault in faults:
-            response = await run_in_threadpool(_spoiled, fault, response, store, hang_up)
+        response = made = await operation(store, request)
+        # What takes the reply away comes last: there is nothing to edit in it any more.
+        for fault in sorted(faults, key=lambda fault: fault.name in _WITHOUT_REPLY):
+            response = await run_in_threadpool(_spoiled, fault, response, made, store, hang_up)
         response.headers["x-request-id"] = _request_id()
         return response
 
     return endpoint
 
 
-def _spoiled(fault: Fault, response: Response, store: Store, hang_up: _Hangup) -> Response:
-    """Carry out a fault that comes after the operation."""
+#: Faults after which the operation's own reply is gone.
+_WITHOUT_REPLY = frozenset({"reply-lost-after", "error-after", "lands-late"})
+
+
+def _spoiled(
+    fault: Fault, response: Response, made: Response, store: Store, hang_up: _Hangup
+) -> Response:
+    """Carry out a fault that comes after the operation, whose own reply is `made`."""
     match fault.name:
         case "reply-lost-after":
             return _NoResponse(hang_up)
@@ -83,13 +90,13 @@ def _spoiled(fault: Fault, response: Response, store: Store, hang_up: _Hangup) -
             refusal = REFUSALS["error-before"](fault.argument)
             return JSONResponse(refusal.envelope, refusal.status, headers=refusal.headers)
         case "lands-late":
-            store.postpone(_created(response), float(fault.argument))
+            store.postpone(_created(made), float(fault.argument))
             return _NoResponse(hang_up)
         case "visible-late":
-            store.postpone(_created(response), float(fault.argument))
+            store.postpone(_created(made), float(fault.argument))
             return response
         case "list-lag":
-            store.postpone(_created(response), float(fault.argument), only_listing=True)
+            store.postpone(_created(made), float(fault.argument), only_listing=True)
             return response
         case "truncate":
             return _CutResponse(response, int(fault.argument), hang_up)

@@ -218,10 +218,11 @@ def live_and_die(
 def test_after_any_number_of_deaths_every_row_is_answered_and_paid_once(nursery, tmp_path, by):
     n_deaths = KILLS if by is signal.SIGKILL else KILLS // 5
     moments = random.Random(SEED)  # noqa: S311 - to be repeatable
-    deaths, n_rows = Deaths(), 0
+    deaths, n_rows, n_checkpoints = Deaths(), 0, 0
     with LocalServer() as server:
         while deaths.n < n_deaths:
-            call = call_of(server, tmp_path / f"checkpoint after {deaths.n} deaths")
+            n_checkpoints += 1
+            call = call_of(server, tmp_path / f"checkpoint {n_checkpoints}")
             live_and_die(
                 nursery, server, call, deaths=deaths, most=n_deaths, moments=moments, by=by
             )
