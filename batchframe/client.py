@@ -213,6 +213,9 @@ class Provider:
                         n_bytes += len(piece)
                 except (httpx2.TransportError, httpx2.StreamError) as error:
                     broken = error
+                if n_bytes == expected:  # also where the connection broke behind the last byte
+                    broken = None
+                    break
                 is_short = isinstance(expected, int) and n_bytes < expected
                 if (broken is None and not is_short) or n_bytes == before:
                     break

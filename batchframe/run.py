@@ -275,10 +275,10 @@ class _Run:
         )
         has_rounds = self.round < self.options.max_retries
         if unsent or (has_rounds and pc.any(unfinished(results)).as_py()):
+            left = f"{unsent} rows were not sent, and cost nothing. " if unsent else ""
             raise ProviderError(
-                f"Rows failed, and others would too: {reason} {unsent} rows were not sent, and "
-                "cost nothing. Mend the cause and run the call again, with retry_failed=True for "
-                "the rows that failed for good."
+                f"Rows failed, and others would too: {reason} {left}Mend the cause and run the "
+                "call again, with retry_failed=True for the rows that failed for good."
             )
 
     def _show(self) -> None:
