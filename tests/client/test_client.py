@@ -386,7 +386,7 @@ class RawServer:
                 self.send_response(status)
                 for name, value in {"content-type": kind, **outer.headers}.items():
                     self.send_header(name, value)
-                unsent = 0 if kind == "application/json" else outer.unsent
+                unsent = outer.unsent if self.path.endswith("/content") else 0
                 self.send_header("content-length", str(len(body) + unsent))
                 self.end_headers()
                 self.wfile.write(body)
