@@ -63,13 +63,14 @@ def die_and_resume(
 
 
 #: What the server is; how many batches an undisturbed run creates there, and one that died may.
-SERVERS: dict[str, tuple[dict[str, Any], int, set[int]]] = {
+SERVERS: dict[str, tuple[dict[str, Any], set[int], set[int]]] = {
     # A death may leave a create of which nobody knows whether it arrived.
-    "completed": ({}, 2, {2, 3}),
+    "completed": ({}, {2}, {2, 3}),
     # Rows 13 hours apart: of two rows in a batch, the day is over for the second.
-    "expired": ({"row_seconds": 13 * 3600.0}, 3, {3, 4}),
-    # There is room for one of the two batches: the other is turned away, until the first is done.
-    "queue full": ({"enqueued_token_limit": 34, "stage_seconds": 1.0}, 3, {2, 3, 4, 5}),
+    "expired": ({"row_seconds": 13 * 3600.0}, {3}, {3, 4}),
+    # There is room for one of the two batches: the other is turned away, until the first is done;
+    # which it may be already, for the clock jumps whenever nothing is under way.
+    "queue full": ({"enqueued_token_limit": 34, "stage_seconds": 1.0}, {2, 3}, {2, 3, 4, 5}),
 }
 
 
@@ -102,7 +103,7 @@ def test_a_run_that_died_at_any_operation_is_resumed_and_pays_once(tmp_path, end
             ], where
             assert {row["status"] for row in results} == {"ok"}, where
             n_created = server.calls()["batches.create"] - created
-            assert n_created in (disturbed if died else {undisturbed}), where
+            assert n_created in (disturbed if died else undisturbed), where
             assert sum(server.executions().values()) == point * ROWS, where
         # An undisturbed run of two shards has some hundred operations; all of them were tried.
         assert point > 100
