@@ -412,7 +412,10 @@ class Checkpoint:
     def _broken_log(self, what: str) -> CheckpointCorruptError:
         return CheckpointCorruptError(
             f"The log of {self.path} is broken: {what}. Nothing was sent. Restore the directory "
-            "from a copy; results/*.parquet and raw/ still hold what was collected."
+            "from a copy. Without one: results/*.parquet, which any parquet reader opens, hold "
+            "what was collected; what was not is on the provider's page for 30 days after its "
+            f"batch, under the metadata checkpoint={self.spec.fingerprint}. A call with another "
+            "checkpoint= sends its rows anew, and they are paid for again: leave out those."
         )
 
     # The lock: for the message only. The log protects.

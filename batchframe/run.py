@@ -5,6 +5,8 @@ for, and only the rest becomes new shards. So the same call again resumes, and a
 or edited frame pays only for what is new.
 """
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,8 +46,12 @@ from batchframe.storage import Storage
 
 __all__ = ["Answers", "Options", "run_rows"]
 
+_log = logging.getLogger(__name__)
+
 #: How long the provider keeps a batch's files (OpenAI, Batch guide, 2026-08).
 _KEPT_DAYS = 30
+#: So many days before that, a run that finds such a batch says so.
+_WARN_DAYS = 5
 #: The columns of results that a plan is made from.
 _FOR_PLANS = ("row_key", "status", "error_code", "http_status")
 
@@ -228,6 +234,7 @@ class _Run:
                 if n_wanted and self._is_worth_it(number, n_wanted):
                     self._watch(number)
                     wanted = pc.and_not(wanted, ours)
+            self._warn_of_deletion(job.number for job in self.jobs)
             positions = pc.indices_nonzero(wanted)
             self.n_planned = len(positions) + sum(_n_requests(job) for job in self.jobs)
             self._show()
@@ -251,6 +258,22 @@ class _Run:
             delete_quietly(self.submission.provider, state.file_id)
         return False
 
+    def _warn_of_deletion(self, numbers: Iterable[int]) -> None:
+        """Tell of batches whose results the provider deletes soon, or has deleted."""
+        states = [self.checkpoint.shards[number].state for number in numbers]
+        dates = [
+            state.batch.created_at
+            for state in states
+            if isinstance(state, Live | Ended) and state.batch.created_at
+        ]
+        if dates and self.engine.clock.now() > min(dates) + (_KEPT_DAYS - _WARN_DAYS) * 86_400:
+            _log.warning(
+                "the oldest batch without results is of %s: the provider deletes results after "
+                "%s days, and this call fetches what is there",
+                datetime.fromtimestamp(min(dates), UTC).date(),
+                _KEPT_DAYS,
+            )
+
     def _watch(self, number: int) -> None:
         if isinstance(self.checkpoint.shards[number].state, Creating | Live | Ended):
             # Sent by an earlier call: what it met then says nothing of what this one would meet.
@@ -270,16 +293,22 @@ class _Run:
         if reason is None:
             self._is_proven = True
             return
-        unsent = self.n_planned - sum(
-            _n_requests(job) for job in self.jobs if isinstance(job.state, Live | Ended | Collected)
-        )
         has_rounds = self.round < self.options.max_retries
-        if unsent or (has_rounds and pc.any(unfinished(results)).as_py()):
-            left = f"{unsent} rows were not sent, and cost nothing. " if unsent else ""
+        if self._n_unsent() or (has_rounds and pc.any(unfinished(results)).as_py()):
+            self.engine.release(self)  # what a step under way still sends is not called unsent
+            unsent = self._n_unsent()
+            rows = "1 row was" if unsent == 1 else f"{unsent} rows were"
+            left = f"{rows} not sent, and cost nothing. " if unsent else ""
             raise ProviderError(
-                f"Rows failed, and others would too: {reason} {left}Mend the cause and run the "
+                f"Rows failed, and others would too: {reason.rstrip('.')}. {left}Mend the cause and run the "
                 "call again, with retry_failed=True for the rows that failed for good."
             )
+
+    def _n_unsent(self) -> int:
+        known = Creating | Live | Ended | Collected
+        return self.n_planned - sum(
+            _n_requests(job) for job in self.jobs if isinstance(job.state, known)
+        )
 
     def _show(self) -> None:
         prepared = sent = done = 0

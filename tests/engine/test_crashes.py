@@ -4,6 +4,7 @@ Each time: every row is answered with the answer to its own prompt, in order; ea
 more batches are created than an undisturbed run creates.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pyarrow as pa
 import pytest
 
 from batchframe.client import Provider
+from batchframe.core.batches import BatchSeen, BatchStatus
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
+from batchframe.errors import ProviderError
 from batchframe.run import Options, run_rows
 from batchframe.storage import Storage
 from tests.engine.mortality import Died, Life, MortalProvider, MortalStorage
@@ -24,8 +27,25 @@ ROWS = 3
 LIMITS = Limits(max_requests=2)
 
 
+class CancelledByAPerson(Provider):
+    """The account's owner cancels each batch of which a look finds some rows done."""
+
+    def retrieve(self, batch_id: str) -> BatchSeen:
+        seen = super().retrieve(batch_id)
+        if seen.status is BatchStatus.IN_PROGRESS and seen.n_done:
+            self.cancel(batch_id)
+        return seen
+
+
 def run_once(
-    provider: Any, clock: JumpClock, path: Path, prompts: list[str], storage: Storage
+    provider: Any,
+    clock: JumpClock,
+    path: Path,
+    prompts: list[str],
+    storage: Storage,
+    *,
+    limits: Limits = LIMITS,
+    retry_failed: bool = False,
 ) -> list[dict[str, Any]]:
     answers = run_rows(
         pa.array(range(len(prompts)), pa.int64()),
@@ -33,12 +53,12 @@ def run_once(
         Spec(model="gpt-4o-mini", account=provider.account),
         Submission(
             provider=provider,
-            limits=LIMITS,
+            limits=limits,
             completion_window="24h",
             poll_interval=36_000.0,
         ),
         path,
-        options=Options(progress=False),
+        options=Options(progress=False, retry_failed=retry_failed),
         engine=Engine(clock),
         storage=storage,
     )
@@ -107,3 +127,62 @@ def test_a_run_that_died_at_any_operation_is_resumed_and_pays_once(tmp_path, end
             assert sum(server.executions().values()) == point * ROWS, where
         # An undisturbed run of two shards has some hundred operations; all of them were tried.
         assert point > 100
+
+
+@pytest.mark.parametrize(
+    ("options", "provider_of", "ended", "n_ok"),
+    [
+        # Its batches of two rows are refused as too large: nothing runs but the row by itself.
+        ({"max_requests": 1}, Provider, "failed", 1),
+        # Rows 13 hours apart, and a look every 10: of two rows in a batch the first has run.
+        ({"row_seconds": 13 * 3600.0}, CancelledByAPerson, "cancelled", 2),
+    ],
+    ids=["failed validation, process killed", "cancelled, process killed"],
+)
+def test_a_run_that_died_over_batches_that_came_to_nothing_is_resumed_and_pays_once(
+    tmp_path, options, provider_of, ended, n_ok
+):
+    clock = JumpClock()
+    stopped = 0
+    with LocalServer(clock=clock, **options) as server:
+        point = 0
+        died = True
+        while died:
+            point += 1
+            path = tmp_path / f"point {point}"
+            where = f"died at point {point}"
+            paid = sum(server.executions().values())
+            prompts = [f"{path.name}, question {row}" for row in range(ROWS)]
+            provider, life = provider_of(server.client()), Life(point)
+
+            with suppress(Died):
+                run_once(MortalProvider(provider, life), clock, path, prompts, MortalStorage(life))
+            died = life.is_over
+            try:
+                results = run_once(provider, clock, path, prompts, Storage())
+            except ProviderError:
+                # The death was between the shards: the first failed before the second was sent,
+                # and the run does not send it into the same failure.
+                stopped += 1
+            else:
+                statuses = [row["status"] for row in results]
+                assert statuses.count("ok") == n_ok, where
+                assert statuses.count(ended) == ROWS - n_ok, where
+                assert sum(server.executions().values()) - paid == n_ok, where
+
+            # What came to nothing is not sent again unless that is asked for, and then it is.
+            again = run_once(
+                Provider(server.client()),
+                clock,
+                path,
+                prompts,
+                Storage(),
+                limits=Limits(max_requests=1),
+                retry_failed=True,
+            )
+            assert [row["completion"] for row in again] == [
+                f"echo: {prompt}" for prompt in prompts
+            ], where
+            assert sum(server.executions().values()) - paid == ROWS, where
+        assert point > 80
+        assert stopped < point / 2

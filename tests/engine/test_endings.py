@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import stat
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -221,3 +222,32 @@ def test_the_message_says_until_when_the_provider_keeps_the_results(run, clock):
 
         until = datetime.fromtimestamp(the_batch(server).created_at + 30 * DAY, UTC)
         assert f"keeps the results until {until:%Y-%m-%d}" in str(caught.value)
+
+
+@pytest.mark.parametrize(("days", "is_warned"), [(24, False), (26, True)])
+def test_a_call_that_comes_late_is_told_that_results_are_deleted_after_30_days(
+    run, clock, caplog, days, is_warned
+):
+    rows = rows_of(3)
+    with LocalServer(clock=clock, stage_seconds=3600) as server:
+        start(run, server, rows)
+        clock.advance(days * DAY)
+
+        assert completions(run(server, rows)) == answers_to(rows)
+
+    assert ("deletes results after 30 days" in caplog.text) is is_warned
+
+
+def test_a_run_that_stops_counts_as_unsent_what_was_not_sent(run):
+    def broken(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return 400, {"error": {"code": "invalid_value", "message": "temperature is too high"}}
+
+    with LocalServer(broken) as refusing:
+        one_by_one = bf.Limits(max_requests=1, max_live_batches=1)
+        with pytest.raises(bf.ProviderError, match="temperature is too high") as caught:
+            run(refusing, rows_of(9), limits=one_by_one)
+
+        # The engine may have sent another before the run saw the first: all the same it adds up.
+        unsent = re.search(r"(\d) rows? w\w+ not sent", str(caught.value))
+        assert unsent is not None
+        assert int(unsent[1]) + refusing.calls()["batches.create"] == 9
