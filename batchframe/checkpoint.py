@@ -199,11 +199,14 @@ class Checkpoint:
         path = self._shard_path(number, self.shards[number].frozen, "parquet")
         return self._read_table(path, _SHARD_SCHEMA)
 
+    def input_path(self, number: int) -> Path:
+        """Where a shard's input file is, until its results are committed."""
+        return self._shard_path(number, self.shards[number].frozen, "jsonl")
+
     def input_file(self, number: int) -> BinaryIO:
         """The exact bytes of a shard's input file, as a stream."""
         try:
-            path = self._shard_path(number, self.shards[number].frozen, "jsonl")
-            return self._storage.open(path)
+            return self._storage.open(self.input_path(number))
         except FileNotFoundError:
             raise CheckpointCorruptError(
                 f"The input file of shard {number} is gone from {self.path}."
@@ -277,13 +280,13 @@ class Checkpoint:
     def drop(self, number: int) -> None:
         """Give up a shard that was never sent."""
         self.commit(number, ShardDropped())
-        self._storage.remove(self._shard_path(number, self.shards[number].frozen, "jsonl"))
+        self._storage.remove(self.input_path(number))
 
     def store_results(self, number: int, table: pa.Table, committed: ResultsCommitted) -> None:
         """Write a shard's results, read them back, and commit them."""
         self.write_results(number, table)
         self.commit(number, committed)
-        self._storage.remove(self._shard_path(number, self.shards[number].frozen, "jsonl"))
+        self._storage.remove(self.input_path(number))
 
     def write_results(self, number: int, table: pa.Table) -> None:
         """Write a shard's results and read them back."""

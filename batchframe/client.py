@@ -38,7 +38,7 @@ from batchframe.errors import (
 if TYPE_CHECKING:
     from openai._legacy_response import LegacyAPIResponse
 
-__all__ = ["CHAT_PARAMETERS", "Provider", "Unavailable"]
+__all__ = ["CHAT_PARAMETERS", "Provider", "Unavailable", "open_client"]
 
 #: Body fields of a chat completion that the SDK knows.
 CHAT_PARAMETERS = frozenset(CompletionCreateParamsBase.__annotations__)
@@ -77,7 +77,7 @@ class Provider:
             ParameterError: the address is neither https nor on this machine.
         """
         if client is None:
-            client = _default_client()
+            client = open_client()
             weakref.finalize(self, client.close)  # the user's own is the user's to close
         self._client = client.with_options(max_retries=0)
         # No call follows a redirect: the key and the prompts would go where it leads.
@@ -337,6 +337,7 @@ def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
         input_file_id=str(fields.get("input_file_id") or ""),
         status=_status(fields.get("status")),
         created_at=_date(fields.get("created_at")),
+        in_progress_at=_date(fields.get("in_progress_at")),
         output_file_id=_file_id(fields.get("output_file_id")),
         error_file_id=_file_id(fields.get("error_file_id")),
         n_done=int(_number(counts.get("completed")) + _number(counts.get("failed"))),
@@ -397,8 +398,12 @@ def _date(value: object) -> float:
     return seconds if 0 < seconds < 1e11 else 0.0
 
 
-def _default_client() -> openai.OpenAI:
-    key = os.environ.get("OPENAI_API_KEY")
+def open_client(api_key: str | None = None, base_url: str | None = None) -> openai.OpenAI:
+    """A client with this key at this address; what is None comes from the environment.
+
+    Raises ApiKeyError if there is no key, or it is blank or broken.
+    """
+    key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
     if key is None:
         raise ApiKeyError(
             "There is no API key; nothing was sent. Set the environment variable OPENAI_API_KEY, "
@@ -406,7 +411,7 @@ def _default_client() -> openai.OpenAI:
             "`with bf.emulator.LocalServer() as server:` and client=server.client()."
         )
     _check_key(key)
-    return openai.OpenAI()
+    return openai.OpenAI(api_key=key, base_url=base_url)
 
 
 def _has_other_credentials(client: openai.OpenAI) -> bool:

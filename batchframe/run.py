@@ -6,6 +6,8 @@ or edited frame pays only for what is new.
 """
 
 import logging
+import sys
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,6 +29,7 @@ from batchframe.core.batches import (
     Uploaded,
     Uploading,
 )
+from batchframe.core.prices import unpriced_models
 from batchframe.core.requests import RowKeys, render_requests, row_keys
 from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
@@ -44,7 +47,7 @@ from batchframe.errors import CheckpointCorruptError, ProviderError, RowError, R
 from batchframe.progress import Bars, Progress, Silence, Tally
 from batchframe.storage import Storage
 
-__all__ = ["Answers", "Options", "run_rows"]
+__all__ = ["Answers", "Options", "run_rows", "warn_of_unknown_prices"]
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +66,10 @@ class Answers(NamedTuple):
     results: pa.Table
     #: int64, one per input row, in the frame's order: its row of `results`, or null.
     positions: pa.Int64Array
+    #: binary(16), one per input row: its row key, or null where nothing was sent.
+    keys: pa.FixedSizeBinaryArray
+    #: Where all of it is kept; closed, so only to be read.
+    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +101,8 @@ def run_rows(
 
     Args:
         ids: Integers or strings, one per row, without nulls or duplicates.
-        prompts: Strings, one per row; null where nothing is to be sent.
+        prompts: One per row: strings, or binary with the JSON of a list of messages; null where
+            nothing is to be sent.
         spec: What all requests share.
         submission: Provider, limits, window, polling.
         path: The checkpoint's directory.
@@ -175,7 +183,7 @@ class _Run:
             self._looked_at.clear()
         results = latest(self.checkpoint.results())
         positions = pc.index_in(self.keys, value_set=_keys_of(results))
-        return Answers(results, positions.cast(pa.int64()))
+        return Answers(results, positions.cast(pa.int64()), self.keys, self.checkpoint)
 
     def explain(self, error: BaseException) -> None:
         """Tell with an error what goes on without this call, and how to come back."""
@@ -299,8 +307,9 @@ class _Run:
             unsent = self._n_unsent()
             rows = "1 row was" if unsent == 1 else f"{unsent} rows were"
             left = f"{rows} not sent, and cost nothing. " if unsent else ""
+            reason = reason.rstrip(".")
             raise ProviderError(
-                f"Rows failed, and others would too: {reason.rstrip('.')}. {left}Mend the cause and run the "
+                f"Rows failed, and others would too: {reason}. {left}Mend the cause and run the "
                 "call again, with retry_failed=True for the rows that failed for good."
             )
 
@@ -351,3 +360,22 @@ def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
             f"with {keys.line_bytes[first].as_py():,} bytes. Nothing was sent. Shorten the prompt, "
             "or raise Limits(max_bytes=...)."
         )
+
+
+def warn_of_unknown_prices(results: pa.Table, model: str) -> None:
+    """Warn the caller of this package if a model answered whose price is not known."""
+    models = unpriced_models(results, model)
+    if models:
+        warnings.warn(
+            f"No price is known for {', '.join(models)}: their cost is null, not zero.",
+            stacklevel=_stacklevel(),
+        )
+
+
+def _stacklevel() -> int:
+    """How far up the caller of this package stands, seen from the function that calls this."""
+    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the way of the standard library's own
+    package = __name__.partition(".")[0] + "."
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith(package):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -165,6 +165,8 @@ class BatchSeen(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     status: BatchStatus
     #: Seconds since the epoch, by the provider's clock.
     created_at: float
+    #: When its requests began to run, likewise; 0.0 where that is not known.
+    in_progress_at: float = 0.0
     output_file_id: str | None = None
     error_file_id: str | None = None
     #: Requests that ended so far, with an answer or an error; a hint, never proof.

@@ -22,7 +22,7 @@ from batchframe.core.results import MAYBE_BILLED, Status
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
-__all__ = ["PRICE_SOURCE", "cost_usd", "unpriced_models"]
+__all__ = ["PRICE_SOURCE", "cost_usd", "split_cost_usd", "unpriced_models"]
 
 #: Where the rates come from, for the person who checks a bill.
 PRICE_SOURCE = f"genai-prices {version('genai-prices')}"
@@ -50,6 +50,33 @@ def cost_usd(table: pa.Table, *, model: str, at: datetime) -> pa.DoubleArray:
     Returns:
         One entry per row, in order.
     """
+    dollars = _millionths(table, model=model, at=at)
+    total = pa.repeat(0.0, len(table))
+    for kind in _KINDS:
+        total = pc.add(total, dollars[kind])
+    return pc.divide(total, 1e6)
+
+
+def split_cost_usd(
+    table: pa.Table, *, model: str, at: datetime
+) -> tuple[pa.DoubleArray, pa.DoubleArray]:
+    """What each result's prompt and its completion cost, in US dollars: the parts of `cost_usd`.
+
+    Args:
+        table: Rows of RESULT_SCHEMA.
+        model: The requested model, for rows that do not say which model answered.
+        at: When the batch was created.
+
+    Returns:
+        Two arrays, each with one entry per row, in order.
+    """
+    dollars = _millionths(table, model=model, at=at)
+    prompt = pc.add(pc.add(dollars["input"], dollars["cached"]), dollars["cache_write"])
+    return pc.divide(prompt, 1e6), pc.divide(dollars["output"], 1e6)
+
+
+def _millionths(table: pa.Table, *, model: str, at: datetime) -> dict[str, pa.DoubleArray]:
+    """The cost of each kind of tokens, one entry per row, in millionths of a dollar."""
     models = _models(table, model)
     rates = [_batch_rates(name, at) for name in models.dictionary.to_pylist()]
     n_input = table["input_tokens"].combine_chunks()
@@ -71,7 +98,8 @@ def cost_usd(table: pa.Table, *, model: str, at: datetime) -> pa.DoubleArray:
         "cache_write": written,
         "output": table["output_tokens"].combine_chunks(),
     }
-    dollars = pa.repeat(0.0, len(table))
+    free = _not_billed(table)
+    dollars = {}
     for kind in _KINDS:
         rate = pa.array(
             [float(_rate(r[kind], band)) if r else None for r in rates for band in bands],
@@ -79,8 +107,8 @@ def cost_usd(table: pa.Table, *, model: str, at: datetime) -> pa.DoubleArray:
         ).take(place)
         # What costs nothing need not be known: an embedding has no output tokens to report.
         cost = pc.multiply(pc.cast(tokens[kind], pa.float64(), safe=False), rate)
-        dollars = pc.add(dollars, pc.if_else(pc.equal(rate, 0.0), 0.0, cost))
-    return pc.if_else(_not_billed(table), 0.0, pc.divide(dollars, 1e6))
+        dollars[kind] = pc.if_else(pc.or_kleene(free, pc.equal(rate, 0.0)), 0.0, cost)
+    return dollars
 
 
 def unpriced_models(table: pa.Table, model: str) -> list[str]:

@@ -2,7 +2,10 @@
 
 A row becomes body = constant prefix + encoded prompt + constant suffix; its row key is the
 BLAKE2b of the type-tagged id and the body; its line is the body in the Batch API's envelope. What
-is measured here is, byte for byte, what is uploaded: nothing is encoded twice.
+is measured here is, byte for byte, what is uploaded.
+
+A prompt is text, the content of one user message; or bytes, the JSON of a list of messages, which
+is sent as it is. A text and the list of that one message make the same body.
 """
 
 from collections.abc import Iterator
@@ -57,8 +60,8 @@ class _Renderer:
         system = [{"role": "system", "content": spec.system}] if spec.system is not None else []
         head = msgspec.json.encode({"model": spec.model, **spec.params})
         messages = b"".join(msgspec.json.encode(message) + b"," for message in system)
-        self._prefix = head[:-1] + b',"messages":[' + messages + b'{"role":"user","content":'
-        self._suffix = b"}]}"
+        self._prefix = head[:-1] + b',"messages":[' + messages
+        self._text_prefix = self._prefix + b'{"role":"user","content":'
         self._line_head = b'{"custom_id":"'
         self._line_middle = (
             b'","method":"POST","url":' + msgspec.json.encode(spec.endpoint) + b',"body":'
@@ -68,8 +71,10 @@ class _Renderer:
         #: Bytes of a line beside its body.
         self.envelope_bytes = len(self.line(bytes(_DIGEST_BYTES), b""))
 
-    def body(self, prompt: str) -> bytes:
-        return self._prefix + self._encode(prompt) + self._suffix
+    def body(self, prompt: str | bytes) -> bytes:
+        if isinstance(prompt, bytes):
+            return self._prefix + prompt[1:-1] + b"]}"
+        return self._text_prefix + self._encode(prompt) + b"}]}"
 
     def line(self, row_key: bytes, body: bytes) -> bytes:
         custom_id = row_key.hex().encode()
@@ -81,7 +86,8 @@ def row_keys(ids: pa.Array, prompts: pa.Array, spec: Spec) -> RowKeys:
 
     Args:
         ids: Integers or strings, one per row, without nulls.
-        prompts: Strings, one per row; null where nothing is to be sent.
+        prompts: One per row: strings, or binary with the JSON of a list of messages; null where
+            nothing is to be sent.
         spec: What all rows share.
 
     Returns:
@@ -135,7 +141,9 @@ def _take(column: pa.Array, positions: pa.Array) -> pa.Array:
     return column.take(positions)
 
 
-def _chunks(ids: pa.Array, prompts: pa.Array) -> Iterator[tuple[list[str], list[str | None]]]:
+def _chunks(
+    ids: pa.Array, prompts: pa.Array
+) -> Iterator[tuple[list[str], list[str | bytes | None]]]:
     # The type is part of an id: the integer 1 and the text "1" are different rows.
     letter = "i" if pa.types.is_integer(ids.type) else "s"
     for start in range(0, len(ids), _CHUNK_ROWS):

@@ -29,6 +29,7 @@ __all__ = [
     "RESULT_SCHEMA",
     "Collected",
     "Status",
+    "answer_bodies",
     "collect_results",
     "split_lines",
 ]
@@ -570,6 +571,51 @@ def collect_results(
         n_unreadable=n_unreadable,
         **sums,
     )
+
+
+def answer_bodies(lines: Iterable[bytes]) -> dict[str, dict[str, Any]]:
+    """Each custom_id's answer as the service gave it, for those who want all of it.
+
+    Of several lines for one custom_id the same one counts as in `collect_results`.
+
+    Args:
+        lines: The lines of the output file and of the error file, in any order.
+
+    Returns:
+        The body of each response by its custom_id, as JSON values; {} where there is none. Halves
+        of characters are replaced, so that what comes back can be printed and stored.
+    """
+    chosen: dict[str, tuple[bool, bytes]] = {}
+    for line in lines:
+        custom_id, result = _read(line)
+        if custom_id is not None and (
+            custom_id not in chosen or (result.answered and not chosen[custom_id][0])
+        ):
+            chosen[custom_id] = (result.answered, line)
+    return {custom_id: _body(line) for custom_id, (_, line) in chosen.items()}
+
+
+def _body(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8", "replace"), strict=False, parse_int=_integer)
+        body = (value.get("response") or {}).get("body")
+        if isinstance(body, str):
+            body = json.loads(body, strict=False, parse_int=_integer)
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    return _printable(body) if isinstance(body, dict) else {}
+
+
+def _printable(value: Any) -> Any:
+    match value:
+        case str():
+            return _text(value)
+        case list():
+            return [_printable(item) for item in value]
+        case dict():
+            return {_text(key): _printable(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 def _without_line(ended: str, batch_errors: Sequence[BatchError]) -> Callable[[int], _Result]:

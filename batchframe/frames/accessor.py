@@ -7,15 +7,13 @@ nothing but the frame. Heavy libraries are imported when a call needs them.
 
 import functools
 import inspect
-import math
-import re
 import sys
-import warnings
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from batchframe.errors import ParameterError
+from batchframe.parameters import body_params, check_client, check_values, checkpoint_path
 
 if TYPE_CHECKING:
     import openai
@@ -24,18 +22,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchframe.core.shards import Limits
-    from batchframe.core.spec import Spec
-
 __all__ = ["OpenAIBatch", "complete", "register"]
 
 FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: The shortest time between two looks at a batch, in seconds, and the longest: its window.
-_SHORTEST_POLL, _LONGEST_POLL = 0.01, 86_400
-#: Directory under the working directory in which checkpoints are found by their spec.
-_HOME = ".batchframe"
 
 
 def _fitting(function: Callable[P, R]) -> Callable[P, R]:
@@ -151,7 +142,7 @@ def complete(
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
     adapter = _adapter(frame)
-    _check_values(
+    check_values(
         model=model,
         system=system,
         output=output,
@@ -167,7 +158,7 @@ def complete(
         progress=progress,
         details=details,
     )
-    _check_client(client)
+    check_client(client)
     from batchframe.core.columns import column_names, result_columns
     from batchframe.frames import inputs
 
@@ -175,7 +166,15 @@ def complete(
     inputs.check_label(prompt_col, "prompt_col", labels, index)
     inputs.check_label(id_col, "id_col", labels, index)
     inputs.check_free(column_names(output, details=details), labels, output)
-    body = _body_params(params)
+    body = body_params(
+        params,
+        function="complete",
+        keywords=inspect.signature(complete).parameters.keys() - {"frame", "params"},
+    )
+    if body.get("n", 1) != 1:
+        raise ParameterError(
+            f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
+        )
     prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
     ids = inputs.ids(adapter.column(frame, id_col), id_col)
 
@@ -190,11 +189,11 @@ def complete(
         from batchframe.core.shards import Limits
         from batchframe.core.spec import Spec
         from batchframe.engine import Submission
-        from batchframe.run import Options, run_rows
+        from batchframe.run import Options, run_rows, warn_of_unknown_prices
 
         provider = Provider(client)
         spec = Spec(model=model, system=system, params=body, account=provider.account)
-        results, positions = run_rows(
+        results, positions, *_ = run_rows(
             ids,
             prompts,
             spec,
@@ -206,7 +205,7 @@ def complete(
                 ask_if_unknown=on_unknown == "raise",
                 delete_remote=delete_remote,
             ),
-            Path(checkpoint or Path(_HOME, spec.fingerprint)).expanduser(),
+            checkpoint_path(checkpoint, spec),
             options=Options(
                 max_retries=max_retries,
                 retry_failed=retry_failed,
@@ -214,7 +213,7 @@ def complete(
                 progress=progress,
             ),
         )
-        _warn_of_unknown_prices(results, spec)
+        warn_of_unknown_prices(results, spec.model)
     columns = result_columns(
         results, positions, skipped=prompts.is_null(), output=output, details=details
     )
@@ -285,152 +284,3 @@ def _adapter(frame: object) -> _Adapter:
     raise ParameterError(
         f"A {type(frame).__name__} was passed; complete() takes pandas and Polars DataFrames.{hint}"
     )
-
-
-def _is_text(value: object) -> bool:
-    try:
-        return isinstance(value, str) and value.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
-def _is_word(value: object) -> bool:
-    return _is_text(value) and bool(str(value).strip())
-
-
-def _is_path(value: object) -> bool:
-    if not isinstance(value, str | Path) or not _is_word(str(value)) or "\0" in str(value):
-        return False
-    try:
-        Path(value).expanduser()
-    except RuntimeError:  # a home directory that is not known
-        return False
-    return True
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_seconds(value: object, least: float = 0, most: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-#: What each keyword's value must be, in code and in words.
-_VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
-    "model": (_is_word, "must name a model, for example model='gpt-4o-mini'"),
-    "system": (
-        lambda value: value is None or _is_text(value),
-        "must be text, without half characters (lone surrogates), or None",
-    ),
-    "output": (_is_word, "must be a word that names columns"),
-    "checkpoint": (
-        lambda value: value is None or _is_path(value),
-        "must be the path of a directory, where ~ is a known home directory, or None",
-    ),
-    "max_retries": (_is_count, "must be a whole number from 0 upwards"),
-    "retry_failed": (_is_flag, "must be True or False"),
-    "completion_window": (
-        lambda value: isinstance(value, str) and re.fullmatch(r"\d+[hd]", value) is not None,
-        "must be a window such as '24h'",
-    ),
-    "poll_interval": (
-        lambda value: value is None or _is_seconds(value, _SHORTEST_POLL, _LONGEST_POLL),
-        f"must be seconds from {_SHORTEST_POLL} to {_LONGEST_POLL:,}, or None",
-    ),
-    "timeout": (
-        lambda value: value is None or _is_seconds(value),
-        "must be seconds from 0 upwards, or None",
-    ),
-    "on_unknown": (
-        lambda value: isinstance(value, str) and value in {"resend", "raise"},
-        "must be 'resend' or 'raise'",
-    ),
-    "delete_remote": (_is_flag, "must be True or False"),
-    "progress": (_is_flag, "must be True or False"),
-    "details": (_is_flag, "must be True or False"),
-}
-
-
-def _check_values(*, limits: object, **values: object) -> None:
-    from batchframe.core.shards import Limits
-
-    for name, value in values.items():
-        fits, words = _VALUES[name]
-        if not fits(value):
-            raise ParameterError(f"{name}={value!r:.60} {words}.")
-    if limits is not None and not isinstance(limits, Limits):
-        raise ParameterError(f"limits must be bf.Limits(...), not {type(limits).__name__}.")
-
-
-def _check_client(client: object) -> None:
-    if client is None:
-        return
-    import openai
-
-    if isinstance(client, openai.AsyncOpenAI):
-        raise ParameterError(
-            f"client is an {type(client).__name__}, and complete() waits: pass an openai.OpenAI or "
-            "AzureOpenAI client."
-        )
-    if not isinstance(client, openai.OpenAI):
-        # Its type only: it may well be the key.
-        raise ParameterError(
-            f"client must be an openai.OpenAI client, not {type(client).__name__}. An API key "
-            "goes into OpenAI(api_key=...)."
-        )
-
-
-#: Body fields that a call cannot set, and why.
-_REFUSED = {
-    "messages": "the messages are made of prompt_col and system",
-    "stream": "the Batch API cannot stream",
-    "stream_options": "the Batch API cannot stream",
-}
-
-
-def _body_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The body fields beside model and messages, as JSON values."""
-    from batchframe.client import CHAT_PARAMETERS
-    from batchframe.core.spec import json_value
-    from batchframe.frames.inputs import closest
-
-    for name in params:
-        if name in _REFUSED:
-            raise ParameterError(f"{name}= cannot be set: {_REFUSED[name]}.")
-        if name not in CHAT_PARAMETERS:
-            own = inspect.signature(complete).parameters.keys() - {"frame", "params"}
-            near = closest(name, sorted(own | (CHAT_PARAMETERS - _REFUSED.keys())))
-            meant = f" Did you mean {near!r}?" if near else ""
-            raise ParameterError(
-                f"complete() and the API know no keyword {name!r}.{meant} Nothing was sent."
-            )
-    body = {name: json_value(value, name) for name, value in params.items()}
-    if body.get("n", 1) != 1:
-        raise ParameterError(
-            f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
-        )
-    return body
-
-
-def _warn_of_unknown_prices(results: "pa.Table", spec: "Spec") -> None:
-    from batchframe.core.prices import unpriced_models
-
-    models = unpriced_models(results, spec.model)
-    if models:
-        warnings.warn(
-            f"No price is known for {', '.join(models)}: their cost is null, not zero.",
-            stacklevel=_stacklevel(),
-        )
-
-
-def _stacklevel() -> int:
-    """How far up the caller of this package stands, seen from the function that calls this."""
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the way of the standard library's own
-    while frame.f_back is not None and frame.f_globals["__name__"] == __name__:
-        level, frame = level + 1, frame.f_back
-    return level

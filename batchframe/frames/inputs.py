@@ -4,15 +4,15 @@ Nothing is coerced: a float id or a number among prompts is a mistake more often
 mistake costs money here.
 """
 
-import difflib
 from collections.abc import Hashable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.errors import ColumnError, ParameterError, RowError
+from batchframe.parameters import closest
 
-__all__ = ["check_free", "check_label", "closest", "ids", "prompts"]
+__all__ = ["check_free", "check_label", "ids", "prompts"]
 
 #: Rows that a message names before it says "and more".
 _SHOWN = 5
@@ -54,12 +54,6 @@ def check_free(names: Sequence[str], labels: Sequence[Hashable], output: str) ->
             f"{', '.join(map(repr, taken))} already. Choose other names with output=, for example "
             f"output={output + '_2'!r}, or drop them first. Nothing was sent."
         )
-
-
-def closest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that is most like `name`, or None."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return near[0] if near else None
 
 
 def prompts(column: pa.Array, label: Hashable) -> pa.Array:

@@ -1,0 +1,186 @@
+"""What a call says by keywords -> values that fit, or a ParameterError before anything is sent."""
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchframe.errors import ParameterError
+
+if TYPE_CHECKING:
+    from batchframe.core.spec import Spec
+
+__all__ = [
+    "SHORTEST_POLL",
+    "body_params",
+    "check_client",
+    "check_values",
+    "checkpoint_path",
+    "closest",
+]
+
+#: The shortest time between two looks at a batch, in seconds, and the longest: its window.
+SHORTEST_POLL, _LONGEST_POLL = 0.01, 86_400
+#: Directory under the working directory in which checkpoints are found by their spec.
+_HOME = ".batchframe"
+#: How alike two names must be for one to be proposed for the other, from 0 to 1.
+_ALIKE = 0.6
+
+
+def closest(name: str, known: Collection[str]) -> str | None:
+    """The known name that is most like `name`, or None."""
+    near = get_close_matches(name, sorted(known), n=1, cutoff=_ALIKE)
+    return near[0] if near else None
+
+
+def checkpoint_path(checkpoint: str | Path | None, spec: "Spec") -> Path:
+    """The directory that was named, or the one that is found by the spec."""
+    return Path(checkpoint or Path(_HOME, spec.fingerprint)).expanduser()
+
+
+def _is_text(value: object) -> bool:
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_word(value: object) -> bool:
+    return _is_text(value) and bool(str(value).strip())
+
+
+def _is_path(value: object) -> bool:
+    if not isinstance(value, str | Path) or not _is_word(str(value)) or "\0" in str(value):
+        return False
+    try:
+        Path(value).expanduser()
+    except RuntimeError:  # a home directory that is not known
+        return False
+    return True
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_seconds(value: object, least: float = 0, most: float = math.inf) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+#: What each keyword's value must be, in code and in words.
+_VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "batch_cooldown": (_is_seconds, "must be seconds from 0 upwards"),
+    "batch_size": (
+        lambda value: _is_count(value) and 1 <= value <= 50_000,  # type: ignore[operator]
+        "must be a whole number from 1 to 50,000, as many requests as a batch can hold",
+    ),
+    "max_retry": (_is_count, "must be a whole number from 0 upwards"),
+    "req_cooldown": (
+        lambda value: _is_seconds(value, 0, _LONGEST_POLL),
+        f"must be seconds from 0 to {_LONGEST_POLL:,}",
+    ),
+    "model": (_is_word, "must name a model, for example model='gpt-4o-mini'"),
+    "system": (
+        lambda value: value is None or _is_text(value),
+        "must be text, without half characters (lone surrogates), or None",
+    ),
+    "output": (_is_word, "must be a word that names columns"),
+    "checkpoint": (
+        lambda value: value is None or _is_path(value),
+        "must be the path of a directory, where ~ is a known home directory, or None",
+    ),
+    "max_retries": (_is_count, "must be a whole number from 0 upwards"),
+    "retry_failed": (_is_flag, "must be True or False"),
+    "completion_window": (
+        lambda value: isinstance(value, str) and re.fullmatch(r"\d+[hd]", value) is not None,
+        "must be a window such as '24h'",
+    ),
+    "poll_interval": (
+        lambda value: value is None or _is_seconds(value, SHORTEST_POLL, _LONGEST_POLL),
+        f"must be seconds from {SHORTEST_POLL} to {_LONGEST_POLL:,}, or None",
+    ),
+    "timeout": (
+        lambda value: value is None or _is_seconds(value),
+        "must be seconds from 0 upwards, or None",
+    ),
+    "on_unknown": (
+        lambda value: isinstance(value, str) and value in {"resend", "raise"},
+        "must be 'resend' or 'raise'",
+    ),
+    "delete_remote": (_is_flag, "must be True or False"),
+    "progress": (_is_flag, "must be True or False"),
+    "details": (_is_flag, "must be True or False"),
+}
+
+
+def check_values(*, limits: object = None, **values: object) -> None:
+    """Raise ParameterError for the first of the named values that does not fit."""
+    from batchframe.core.shards import Limits
+
+    for name, value in values.items():
+        fits, words = _VALUES[name]
+        if not fits(value):
+            raise ParameterError(f"{name}={value!r:.60} {words}.")
+    if limits is not None and not isinstance(limits, Limits):
+        raise ParameterError(f"limits must be bf.Limits(...), not {type(limits).__name__}.")
+
+
+def check_client(client: object) -> None:
+    """Raise ParameterError unless it is None or a client of the SDK that waits."""
+    if client is None:
+        return
+    import openai
+
+    if isinstance(client, openai.AsyncOpenAI):
+        raise ParameterError(
+            f"client is an {type(client).__name__}, and this call waits: pass an openai.OpenAI or "
+            "AzureOpenAI client."
+        )
+    if not isinstance(client, openai.OpenAI):
+        # Its type only: it may well be the key.
+        raise ParameterError(
+            f"client must be an openai.OpenAI client, not {type(client).__name__}. An API key "
+            "goes into OpenAI(api_key=...)."
+        )
+
+
+#: Body fields that a call cannot set, and why.
+_REFUSED = {
+    "messages": "the messages are what each row brings",
+    "stream": "the Batch API cannot stream",
+    "stream_options": "the Batch API cannot stream",
+}
+
+
+def body_params(
+    params: Mapping[str, Any], *, function: str, keywords: Collection[str]
+) -> dict[str, Any]:
+    """The body fields beside model and messages, as JSON values.
+
+    Args:
+        params: What the call was given beside its own keywords.
+        function: The called function's name, for messages.
+        keywords: Its own keywords, which a misspelt one may have meant.
+
+    Raises:
+        ParameterError: the API knows no such field, it cannot be set, or JSON cannot hold it.
+    """
+    from batchframe.client import CHAT_PARAMETERS
+    from batchframe.core.spec import json_value
+
+    for name in params:
+        if name in _REFUSED:
+            raise ParameterError(f"{name}= cannot be set: {_REFUSED[name]}.")
+        if name not in CHAT_PARAMETERS:
+            near = closest(name, {*keywords, *(CHAT_PARAMETERS - _REFUSED.keys())})
+            meant = f" Did you mean {near!r}?" if near else ""
+            raise ParameterError(
+                f"{function}() and the API know no keyword {name!r}.{meant} Nothing was sent."
+            )
+    return {name: json_value(value, name) for name, value in params.items()}
