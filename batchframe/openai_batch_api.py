@@ -10,9 +10,10 @@ What is different, because the original loses answers or pays twice there:
 - `timeout` bounds the wait for all of the work, in seconds, and then raises RunTimeoutError. The
   batches go on, and the same call picks them up. The original cancels a batch that has run for so
   long, and pays for another.
-- A `Batch` is a run of `batch_size` messages, in the order of the list, and so are its contents.
-  Its ids and status are those of the provider's batch that last took one of its messages; what is
-  tried again goes into further batches of the provider.
+- A `Batch` is a run of `batch_size` messages, and its contents stand in the order of the list; the
+  original gives them in the order in which the service wrote them. Its ids and status are those of
+  the provider's batch that last took one of its messages; what is tried again goes into further
+  batches of the provider.
 - `output_file` is always there; its contents are the messages that were answered. `error_file` is
   None, or holds those that were not, each with its error.
 - Ids come back as they were given, and automatic ones are the index in the list, as text; the
@@ -29,7 +30,7 @@ that is sent by hand is one that may be paid for twice.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -87,7 +88,7 @@ class File:
     usage: dict[str, int]
     #: One `{"id", "choices", "usage", "error"}` for each message, in the order of the list: choices
     #: and usage as the API gives them, or None; the error as a dict, or None. None: an input file.
-    contents: list[dict[str, Any]] | None = None
+    contents: list[dict[str, Any]] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

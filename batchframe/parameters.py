@@ -152,7 +152,7 @@ def check_client(client: object) -> None:
 
 #: Body fields that a call cannot set, and why.
 _REFUSED = {
-    "messages": "the messages are what each row brings",
+    "messages": "the messages are made of prompt_col and system",
     "stream": "the Batch API cannot stream",
     "stream_options": "the Batch API cannot stream",
 }

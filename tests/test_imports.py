@@ -83,7 +83,8 @@ def test_the_import_loads_nothing_of_its_own_beyond_the_door(python):
     own = "print(sorted(name for name in sys.modules if name.startswith('batchframe')))"
 
     assert python("import sys, batchframe", own) == (
-        "['batchframe', 'batchframe.errors', 'batchframe.frames', 'batchframe.frames.accessor']"
+        "['batchframe', 'batchframe.errors', 'batchframe.frames', 'batchframe.frames.accessor', "
+        "'batchframe.parameters']"
     )
 
 

@@ -27,8 +27,8 @@ def test_its_python_runs_as_written(tmp_path, monkeypatch, capsys):
             billed.append(server.billed().requests)
         names["test_colours"](tmp_path / "their-test")
 
-    # Two rows; then two that have a prompt; then the one new row; the rest sends nothing here.
-    assert billed == [2, 4, 5, 5, 5, 5]
+    # Two rows; then two that have a prompt; then the one new row; then a message in a list.
+    assert billed == [2, 4, 5, 5, 5, 5, 6]
     out, french = names["out"], names["french"]
     assert list(out["id"]) == ["a", "b", "c"]
     assert list(out["completion"]) == [f"echo: {prompt}" for prompt in out["prompt"]]
@@ -36,6 +36,8 @@ def test_its_python_runs_as_written(tmp_path, monkeypatch, capsys):
     assert list(french["french_status"]) == ["ok", "ok", "skipped"]
     printed = capsys.readouterr().out
     assert str(out["completion_cost_usd"].sum()) in printed
+    assert "echo: Name a tree." in printed
+    assert "| Category   | Tokens |" in printed
     assert "There is no column 'promt' for prompt_col. Did you mean 'prompt'?" in printed
     assert (tmp_path / ".batchframe").is_dir()
 
@@ -58,7 +60,7 @@ def test_its_links_lead_somewhere():
 
 
 def test_it_is_short_and_names_the_distribution():
-    assert len(README.splitlines()) < 150
+    assert len(README.splitlines()) < 170
     assert "pip install batchframe" not in README
     assert "`openai-batchframe`" in README
 

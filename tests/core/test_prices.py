@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.prices import PRICE_SOURCE, cost_usd, unpriced_models
+from batchframe.core.prices import PRICE_SOURCE, cost_usd, split_cost_usd, unpriced_models
 from batchframe.core.results import RESULT_SCHEMA
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -266,3 +266,16 @@ def test_the_cost_is_what_genai_prices_says_where_it_knows_the_batch_rate(n_inpu
         )
         ours = cost(n_input, n_output, cached=cached, model=model)
         assert ours == pytest.approx(float(theirs.total_price), rel=1e-12)
+
+
+def test_a_cost_is_split_into_that_of_the_prompt_and_that_of_the_completion():
+    table = a_table(
+        # Input 600 at 0.625, cached 400 at 0.0625; output 100 at 5.
+        usage(1000, 100, cached=400, model="gpt-5"),
+        # Free: it did not run.
+        {"status": "expired"},
+        usage(10, 10, model="house-model"),
+    )
+    prompt, completion = split_cost_usd(table, model="gpt-5", at=AT)
+    assert prompt.to_pylist() == [close(600 * 0.625 + 400 * 0.0625), 0.0, None]
+    assert completion.to_pylist() == [close(100 * 5), 0.0, None]

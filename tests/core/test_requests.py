@@ -3,6 +3,7 @@
 import json
 from hashlib import blake2b
 
+import msgspec
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -276,3 +277,26 @@ def test_equal_bodies_have_equal_digests_whatever_their_ids():
     one, other, third = rendered(pa.array([1, 2, 3]), pa.array(["Hello", "Hello", "Bye"]))
     assert one.body_digest == other.body_digest
     assert one.body_digest != third.body_digest
+
+
+def test_a_list_of_messages_is_sent_as_it_is_after_the_system_message():
+    chat = [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]},
+        {"role": "user", "content": [{"type": "text", "text": "h\u2028i"}]},
+    ]
+    encoded = pa.array([json.dumps(chat).encode()], pa.large_binary())
+    ids = pa.array(["a"])
+    spec = a_spec(system="Be brief.")
+    (request,) = render_requests(ids, encoded, pa.array([0], pa.int64()), spec)
+    body = json.loads(request.line)["body"]
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, *chat]
+    measured = row_keys(ids, encoded, spec)
+    assert measured.keys.to_pylist() == [request.row_key]
+    assert measured.line_bytes.to_pylist() == [len(request.line)]
+
+
+@given(st.text())
+def test_a_text_has_the_key_of_the_list_of_that_one_message(text):
+    chat = msgspec.json.encode([{"role": "user", "content": text}])
+    as_list = row_keys(pa.array(["a"]), pa.array([chat], pa.large_binary()), SPEC)
+    assert as_list == row_keys(pa.array(["a"]), pa.array([text], pa.string()), SPEC)

@@ -17,6 +17,7 @@ from batchframe.core.results import (
     RESULT_SCHEMA,
     Collected,
     Status,
+    answer_bodies,
     collect_results,
     split_lines,
 )
@@ -623,3 +624,26 @@ def test_200_000_lines_a_second_are_read():
     seconds = perf_counter() - before
     assert collected.output_tokens == 500_000
     assert len(lines) / seconds > 100_000  # 200,000 where nothing else runs
+
+
+def test_bodies_come_back_as_the_service_gave_them_but_for_half_characters():
+    body = {"choices": [{"index": 0, "message": {"content": "\u2028"}}], "usage": {"a": [1.5]}}
+    other, third = (key.hex() for key in keys(3)[1:])
+    bodies = answer_bodies(
+        [
+            encode(line(key=bytes.fromhex(other), body=None, status_code=500)),
+            encode(line(body=body)),
+            encode(line(key=bytes.fromhex(other), body={"choices": "later, but answered"})),
+            encode(line(key=bytes.fromhex(other), body={"choices": "later still"})),
+            encode(line(key=bytes.fromhex(third), body=json.dumps({"choices": ["in a string"]}))),
+            b"torn",
+        ]
+    )
+    assert bodies == {
+        KEY.hex(): body,
+        other: {"choices": "later, but answered"},
+        third: {"choices": ["in a string"]},
+    }
+    raw = b'{"custom_id": "%s", "response": {"status_code": 200, "body": {"x": "a\\ud83d"}}}'
+    assert answer_bodies([raw % other.encode()]) == {other: {"x": "a\ufffd"}}
+    assert answer_bodies([encode(line(body="a page"))]) == {KEY.hex(): {}}

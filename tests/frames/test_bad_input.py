@@ -608,7 +608,7 @@ def test_a_client_that_does_not_wait_is_refused(frames, refused, server):
 
     message = refused(bf.ParameterError, frames.make(GOOD), client=client)
 
-    assert message.startswith("client is an AsyncOpenAI, and complete() waits")
+    assert message.startswith("client is an AsyncOpenAI, and this call waits")
     assert "secret" not in message
 
 
