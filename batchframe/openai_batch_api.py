@@ -44,7 +44,7 @@ from batchframe.client import Provider, open_client
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
 from batchframe.core.prices import split_cost_usd
-from batchframe.core.requests import render_requests
+from batchframe.core.requests import encode_messages, render_requests
 from batchframe.core.results import answer_bodies, split_lines
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec, json_value
@@ -283,11 +283,11 @@ def _read_messages(messages: Sequence[Any]) -> tuple[list[str | int], pa.Array]:
             f"{', '.join(map(repr, repeated[:_SHOWN]))}{' and more' * (len(repeated) > _SHOWN)}. "
             "Nothing was sent. Give each an id of its own; a message without one has its index."
         )
-    return ids, pa.array([msgspec.json.encode(chat) for _, chat in pairs], pa.large_binary())
+    return ids, pa.array([chat for _, chat in pairs], pa.large_binary())
 
 
-def _read_message(message: object, index: int) -> tuple[str | int, list[Any]]:
-    """One entry of the list -> its id and its chat messages."""
+def _read_message(message: object, index: int) -> tuple[str | int, bytes]:
+    """One entry of the list -> its id, and its chat messages as JSON."""
     place = f"messages[{index}]"
     id_: object = str(index)
     chat: object
@@ -299,18 +299,13 @@ def _read_message(message: object, index: int) -> tuple[str | int, list[Any]]:
         chat = message
     if isinstance(id_, bool) or not isinstance(id_, str | int):
         raise RowError(f"{place} has the id {id_!r:.60}; ids are text or integers.")
-    if (
-        not isinstance(chat, list | tuple)
-        or not chat
-        or not all(isinstance(part, Mapping) and "role" in part for part in chat)
-    ):
+    if not isinstance(chat, list | tuple):
         raise RowError(
             f"{place} is {message!r:.80}. Nothing was sent. Each message is a list of chat "
             'messages, {"id": ..., "content": [chat messages]}, or one chat message '
             '{"role": "user", "content": ...}.'
         )
-    values = json_value(list(chat), place)
-    return json_value(id_, f"the id of {place}"), values
+    return json_value(id_, f"the id of {place}"), encode_messages(chat, place)
 
 
 def _ids(given: Sequence[str | int]) -> pa.Array:

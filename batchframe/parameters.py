@@ -90,6 +90,14 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: value is None or _is_text(value),
         "must be text, without half characters (lone surrogates), or None",
     ),
+    "template": (
+        lambda value: value is None or _is_text(value),
+        "must be text with column names in braces, without half characters, or None",
+    ),
+    "nulls": (
+        lambda value: isinstance(value, str) and value in {"skip", "raise"},
+        "must be 'skip' or 'raise'",
+    ),
     "output": (_is_word, "must be a word that names columns"),
     "checkpoint": (
         lambda value: value is None or _is_path(value),

@@ -8,17 +8,18 @@ A prompt is text, the content of one user message; or bytes, the JSON of a list 
 is sent as it is. A text and the list of that one message make the same body.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.spec import Spec
+from batchframe.core.spec import Spec, json_value
+from batchframe.errors import ParameterError, RowError
 
-__all__ = ["Request", "RowKeys", "render_requests", "row_keys"]
+__all__ = ["Request", "RowKeys", "encode_messages", "render_requests", "row_keys"]
 
 #: Rows turned into Python objects at a time, so that memory does not grow with the frame.
 _CHUNK_ROWS = 16_384
@@ -79,6 +80,41 @@ class _Renderer:
     def line(self, row_key: bytes, body: bytes) -> bytes:
         custom_id = row_key.hex().encode()
         return self._line_head + custom_id + self._line_middle + body + self._line_tail
+
+
+def encode_messages(messages: Any, place: str) -> bytes:
+    """A list of chat messages -> the JSON that a request holds.
+
+    Fields that are null are left out: an Arrow or Polars struct has the fields of all rows. `place`
+    names the list in messages. Raises RowError unless it is a list, not empty, of objects with a
+    role, that JSON can hold.
+    """
+    plain = _without_nulls(messages)
+    if (
+        not isinstance(plain, list)
+        or not plain
+        or not all(isinstance(part, Mapping) and "role" in part for part in plain)
+    ):
+        raise RowError(
+            f"{place} is {messages!r:.80}. Nothing was sent. It must be a list of chat messages, "
+            '[{"role": "user", "content": ...}, ...].'
+        )
+    try:
+        return msgspec.json.encode(json_value(plain, place))
+    except ParameterError as error:
+        raise RowError(f"{error} Nothing was sent.") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # NumPy's arrays, which pandas reads out of parquet
+        value = value.tolist()
+    match value:
+        case Mapping():
+            return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        case list() | tuple():
+            return [_without_nulls(item) for item in value]
+        case _:
+            return value
 
 
 def row_keys(ids: pa.Array, prompts: pa.Array, spec: Spec) -> RowKeys:

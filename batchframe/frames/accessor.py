@@ -67,15 +67,17 @@ def _misfit(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping
 def complete(
     frame: FrameT,
     /,
-    prompt_col: Hashable,
-    id_col: Hashable,
+    prompt_col: Hashable | None = None,
+    id_col: Hashable | None = None,
     *,
     model: str,
+    template: str | None = None,
     system: str | None = None,
     output: str = "completion",
     checkpoint: str | Path | None = None,
     max_retries: int = 3,
     retry_failed: bool = False,
+    nulls: str = "skip",
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     poll_interval: float | None = None,
@@ -95,10 +97,14 @@ def complete(
     frame pays for its new rows only, and a call that was interrupted resumes.
 
     Args:
-        frame: A pandas or Polars DataFrame.
-        prompt_col: The column with the prompts, text. Null and empty prompts are not sent.
-        id_col: The column with the ids: integers or text, unique, without nulls.
+        frame: A pandas or Polars DataFrame, or a pyarrow Table.
+        prompt_col: The column with the prompts: text, or lists of chat messages ({"role": ...,
+            "content": ...}). Null and empty prompts are not sent.
+        id_col: The column with the ids: integers, text, UUIDs or dates, unique, without nulls. None
+            numbers the rows that have the same prompt, so that they resume all the same.
         model: The model that answers, such as "gpt-4o-mini".
+        template: Instead of prompt_col: a text with column names in braces, such as "Summarise
+            {title}: {body}". A row where one of them is null is not sent.
         system: One system message for all rows.
         output: Names the new columns, so that several calls live side by side.
         checkpoint: The directory that keeps shards and results, such as "~/runs/summaries"; None
@@ -106,6 +112,7 @@ def complete(
         max_retries: Further rounds for rows whose error may pass: overload, expiry.
         retry_failed: Try again also rows of earlier calls that failed for good, were cancelled,
             or are missing.
+        nulls: "skip" rows without a prompt, or "raise" an error for them.
         limits: How large batches may be, and how many may be live at once.
         completion_window: The window within which the provider promises to answer.
         poll_interval: Seconds between looks at a batch, from 0.01; None adapts to its age.
@@ -144,11 +151,13 @@ def complete(
     adapter = _adapter(frame)
     check_values(
         model=model,
+        template=template,
         system=system,
         output=output,
         checkpoint=checkpoint,
         max_retries=max_retries,
         retry_failed=retry_failed,
+        nulls=nulls,
         limits=limits,
         completion_window=completion_window,
         poll_interval=poll_interval,
@@ -163,8 +172,18 @@ def complete(
     from batchframe.frames import inputs
 
     labels, index = adapter.labels(frame), adapter.index_names(frame)
-    inputs.check_label(prompt_col, "prompt_col", labels, index)
-    inputs.check_label(id_col, "id_col", labels, index)
+    if (prompt_col is None) == (template is None):
+        raise ParameterError(
+            "Exactly one of prompt_col and template= says what to ask; this call has "
+            f"{'both' if template is not None else 'neither'}. Nothing was sent."
+        )
+    fields = inputs.template_fields(template) if template is not None else []
+    asked = [prompt_col] if template is None else [name for _, name in fields if name is not None]
+    for label in asked:
+        role = "prompt_col" if template is None else "template"
+        inputs.check_label(label, role, labels, index)
+    if id_col is not None:
+        inputs.check_label(id_col, "id_col", labels, index)
     inputs.check_free(column_names(output, details=details), labels, output)
     body = body_params(
         params,
@@ -175,8 +194,19 @@ def complete(
         raise ParameterError(
             f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
         )
-    prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
-    ids = inputs.ids(adapter.column(frame, id_col), id_col)
+    if template is not None:
+        prompts = inputs.rendered(fields, lambda name: adapter.column(frame, name))
+    elif (lists := adapter.lists(frame, prompt_col)) is not None:
+        prompts = inputs.messages(lists, prompt_col)
+    else:
+        prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
+    if nulls == "raise":
+        inputs.check_nulls(prompts, f"column {prompt_col!r}" if template is None else "a column")
+    ids = (
+        inputs.numbers(prompts)
+        if id_col is None
+        else inputs.ids(adapter.column(frame, id_col), id_col)
+    )
 
     from batchframe.core.results import RESULT_SCHEMA
 
@@ -217,7 +247,7 @@ def complete(
     columns = result_columns(
         results, positions, skipped=prompts.is_null(), output=output, details=details
     )
-    return cast("FrameT", adapter.attach(frame, columns, like=prompt_col))
+    return cast("FrameT", adapter.attach(frame, columns, like=asked[0]))
 
 
 def _method(
@@ -266,6 +296,8 @@ class _Adapter(Protocol):
 
     def column(self, frame: Any, label: Hashable) -> "pa.Array": ...
 
+    def lists(self, frame: Any, label: Hashable) -> list[Any] | None: ...
+
     def attach(self, frame: Any, columns: "pa.Table", *, like: Hashable) -> Any: ...
 
 
@@ -280,7 +312,13 @@ def _adapter(frame: object) -> _Adapter:
         from batchframe.frames import polars as polars_adapter
 
         return cast("_Adapter", polars_adapter)
+    pyarrow = sys.modules.get("pyarrow")
+    if pyarrow is not None and isinstance(frame, pyarrow.Table):
+        from batchframe.frames import arrow as arrow_adapter
+
+        return cast("_Adapter", arrow_adapter)
     hint = " Collect it first." if type(frame).__name__ == "LazyFrame" else ""
     raise ParameterError(
-        f"A {type(frame).__name__} was passed; complete() takes pandas and Polars DataFrames.{hint}"
+        f"A {type(frame).__name__} was passed; complete() takes pandas and Polars DataFrames "
+        f"and pyarrow Tables.{hint}"
     )

@@ -1,18 +1,33 @@
 """A frame's columns -> ids and prompts that can be sent, or an error that names the rows.
 
+Prompts are text, lists of chat messages (as JSON, in binary), or a template over several columns.
+
 Nothing is coerced: a float id or a number among prompts is a mistake more often than not, and a
 mistake costs money here.
 """
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from string import Formatter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchframe.core.requests import encode_messages
 from batchframe.errors import ColumnError, ParameterError, RowError
 from batchframe.parameters import closest
 
-__all__ = ["check_free", "check_label", "ids", "prompts"]
+__all__ = [
+    "check_free",
+    "check_label",
+    "check_nulls",
+    "ids",
+    "messages",
+    "numbers",
+    "prompts",
+    "rendered",
+    "template_fields",
+]
 
 #: Rows that a message names before it says "and more".
 _SHOWN = 5
@@ -71,9 +86,98 @@ def prompts(column: pa.Array, label: Hashable) -> pa.Array:
     return pc.if_else(pc.equal(pc.binary_length(text), 0), pa.scalar(None, text.type), text)
 
 
+def messages(lists: Iterable[object], label: Hashable) -> pa.Array:
+    """Binary, one per row: the JSON of each list of chat messages; null where it is null or empty.
+
+    Raises RowError for the first row that holds something else.
+    """
+    return pa.array(
+        (
+            None
+            if value is None or (hasattr(value, "__len__") and len(value) == 0)
+            else encode_messages(value, f"Row {row} of column {label!r}")
+            for row, value in enumerate(lists)
+        ),
+        pa.large_binary(),
+    )
+
+
+def template_fields(template: str) -> list[tuple[str, str | None]]:
+    """The parts of a template: each a literal text and the column that follows it, or None.
+
+    Braces are written as in `str.format`. Raises ParameterError for anything in braces that is not
+    a column's name alone: no attributes, indexes, conversions or formats.
+    """
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ParameterError(
+            f"template={template!r:.60} cannot be read: {error}. Braces of its own are written "
+            "twice: {{ and }}."
+        ) from None
+    for _, name, spec, conversion in parts:
+        if name is not None and (not name or set(name) & set(".[]") or spec or conversion):
+            shown = (
+                f"{{{name}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}}}"
+            )
+            raise ParameterError(
+                f"template= has {shown}; braces hold the name of a column and nothing else. Braces "
+                "of its own are written twice: {{ and }}."
+            )
+    if not any(name for _, name, _, _ in parts):
+        raise ParameterError(
+            f"template={template!r:.60} names no column, so all rows would ask the same. Write "
+            "column names in braces: 'Summarise {text}'."
+        )
+    return [(literal, name) for literal, name, _, _ in parts]
+
+
+def rendered(
+    fields: Sequence[tuple[str, str | None]], column_of: Callable[[str], pa.Array]
+) -> pa.Array:
+    """Strings, one per row: the template with the row's values; null where one of them is null.
+
+    Numbers, dates and the like stand as Python prints them.
+    """
+    columns = {name: _as_text(column_of(name), name) for _, name in fields if name is not None}
+    pieces: list[pa.Array | pa.Scalar] = []
+    for literal, name in fields:
+        pieces.append(pa.scalar(literal, pa.large_string()))
+        if name is not None:
+            pieces.append(columns[name])
+    return pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
+
+
+def check_nulls(prompts: pa.Array, what: str) -> None:
+    """Raise RowError if a row has no prompt; `what` says where they come from."""
+    nulls = pc.indices_nonzero(pc.is_null(prompts))
+    if len(nulls):
+        raise RowError(
+            f"{len(nulls)} {'row has' if len(nulls) == 1 else 'rows have'} no prompt: {what} is "
+            f"null or empty in {_rows(nulls)}, and nulls='raise' was asked for. Nothing was sent. "
+            "Fill them in, drop those rows, or take nulls='skip'."
+        )
+
+
+def numbers(prompts: pa.Array) -> pa.Array:
+    """Ids for rows without any, int64, one per row: which of the rows with this prompt it is.
+
+    From 0; so a row keeps its id wherever it stands, and equal rows are told apart.
+    """
+    seen: Counter[int | None] = Counter()
+    ids = []
+    for code in prompts.dictionary_encode().indices.to_pylist():
+        ids.append(seen[code])
+        seen[code] += 1
+    return pa.array(ids, pa.int64())
+
+
 def ids(column: pa.Array, label: Hashable) -> pa.Array:
-    """Integers or strings, one per row, no nulls, no duplicates."""
-    column = _plain(column)
+    """Integers or strings, one per row, no nulls, no duplicates.
+
+    UUIDs, dates and times become text: an instant is one id, whatever its unit and time zone.
+    """
+    column = _time_as_text(_plain(column))
     if len(column) == 0:  # of whatever type: without rows, no library knows one
         return pa.array([], pa.large_string())
     nulls = pc.indices_nonzero(pc.is_null(column))
@@ -86,7 +190,7 @@ def ids(column: pa.Array, label: Hashable) -> pa.Array:
     if not (pa.types.is_integer(column.type) or _is_text(column.type)):
         every = pa.array(range(min(len(column), _SHOWN)), pa.uint64())
         raise ColumnError(
-            f"Column {label!r} holds {column.type}, and ids are integers or text: "
+            f"Column {label!r} holds {column.type}, and ids are integers, text, UUIDs or dates: "
             f"{_examples(column, every)}. Cast it first, for example to Int64 or str."
         )
     duplicates = _duplicates(column)
@@ -104,6 +208,38 @@ def _plain(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(column.type):
         return column.dictionary_decode()
     return column
+
+
+def _time_as_text(column: pa.Array) -> pa.Array:
+    kind = column.type
+    if isinstance(kind, pa.UuidType) or pa.types.is_date(kind):
+        texts = (None if value is None else str(value) for value in column.to_pylist())
+        return pa.array(texts, pa.large_string())
+    if not pa.types.is_timestamp(kind):
+        return column
+    # Nanoseconds, for all units alike; in UTC where there is a time zone.
+    zone = "" if kind.tz is None else "Z"
+    plain = column.cast(pa.timestamp(kind.unit))
+    try:
+        text = plain.cast(pa.timestamp("ns")).cast(pa.large_string())
+    except pa.ArrowInvalid:  # beyond the years 1677 to 2262, which nanoseconds reach
+        text, zone = plain.cast(pa.timestamp("us")).cast(pa.large_string()), "000" + zone
+    ending = pa.scalar(zone, pa.large_string())
+    return pc.binary_join_element_wise(text, ending, pa.scalar("", pa.large_string()))
+
+
+def _as_text(column: pa.Array, label: str) -> pa.Array:
+    column = _plain(column)
+    kind = column.type
+    if _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
+        return pc.cast(column, pa.large_string())
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise ColumnError(
+            f"Column {label!r} of the template holds {kind}, which has no plain text: "
+            f"{_examples(column, pc.indices_nonzero(pc.is_valid(column)))}. {_way_to_text(kind)}"
+        )
+    texts = (None if value is None else str(value) for value in column.to_pylist())
+    return pa.array(texts, pa.large_string())
 
 
 def _is_hashable(value: object) -> bool:

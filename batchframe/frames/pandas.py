@@ -3,12 +3,13 @@
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from batchframe.errors import ColumnError, RowError
 
-__all__ = ["attach", "column", "index_names", "labels"]
+__all__ = ["attach", "column", "index_names", "labels", "lists"]
 
 #: The dtypes of new columns beside NumPy and pandas' own: missing values stay missing, and
 #: integers stay integers.
@@ -56,6 +57,22 @@ def column(frame: pd.DataFrame, label: Hashable) -> pa.Array:
             array = array.cast(pa.large_string())
         array = array.combine_chunks()
     return array
+
+
+def lists(frame: pd.DataFrame, label: Hashable) -> list[Any] | None:
+    """A column of lists as Python values, None where one is missing; None for other columns."""
+    series = frame[label]
+    if isinstance(series.dtype, pd.ArrowDtype):
+        kind = series.dtype.pyarrow_dtype
+        is_nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        return pa.array(series).to_pylist() if is_nested else None
+    if series.dtype != object:
+        return None
+    known = series.notna()
+    first = next(iter(series[known]), None)
+    if not isinstance(first, list | tuple | np.ndarray):
+        return None
+    return list(series.where(known, None))
 
 
 def attach(frame: pd.DataFrame, columns: pa.Table, *, like: Hashable) -> pd.DataFrame:

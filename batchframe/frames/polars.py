@@ -1,13 +1,15 @@
 """Polars DataFrames at the door."""
 
 from collections.abc import Hashable
+from typing import Any
+from uuid import UUID
 
 import polars as pl
 import pyarrow as pa
 
 from batchframe.errors import ColumnError
 
-__all__ = ["attach", "column", "index_names", "labels"]
+__all__ = ["attach", "column", "index_names", "labels", "lists"]
 
 
 def labels(frame: pl.DataFrame) -> list[Hashable]:
@@ -24,6 +26,9 @@ def column(frame: pl.DataFrame, label: Hashable) -> pa.Array:
     """One column as Arrow, one entry per row."""
     series = frame.get_column(str(label))
     if series.dtype == pl.Object:
+        values = series.to_list()
+        if all(isinstance(value, UUID | None) for value in values):
+            return pa.array([value and value.bytes for value in values], pa.uuid())
         raise ColumnError(
             f"Column {label!r} holds Python objects (pl.Object), which cannot be read. "
             f"Cast it first, for example with pl.col({label!r}).map_elements(str, pl.String)"
@@ -36,6 +41,12 @@ def column(frame: pl.DataFrame, label: Hashable) -> pa.Array:
             f"Column {label!r} holds {series.dtype}, which Arrow lacks: {series[0]!r} in row 0. "
             f"Cast it first, for example with pl.col({label!r}).cast(pl.String)"
         ) from error
+
+
+def lists(frame: pl.DataFrame, label: Hashable) -> list[Any] | None:
+    """A column of lists as Python values, None where one is null; None for other columns."""
+    series = frame.get_column(str(label))
+    return series.to_list() if isinstance(series.dtype, pl.List | pl.Array) else None
 
 
 def attach(frame: pl.DataFrame, columns: pa.Table, *, like: Hashable) -> pl.DataFrame:  # noqa: ARG001 - pandas needs it

@@ -275,7 +275,7 @@ def test_the_attrs_of_a_pandas_frame_stay_as_they_were(complete):
     assert complete(frame).attrs == {"source": "survey"}
 
 
-LABELS = [0, 7, ("text", "en"), 1.5, None, "{x} %s", pd.Timestamp("2026-01-01")]
+LABELS = [0, 7, ("text", "en"), 1.5, "{x} %s", pd.Timestamp("2026-01-01")]
 
 
 @pytest.mark.parametrize("label", LABELS, ids=repr)
