@@ -27,8 +27,8 @@ def test_its_python_runs_as_written(tmp_path, monkeypatch, capsys):
             billed.append(server.billed().requests)
         names["test_colours"](tmp_path / "their-test")
 
-    # Two rows; then two that have a prompt; then the one new row; then a message in a list.
-    assert billed == [2, 4, 5, 5, 5, 5, 6]
+    # Two rows; then two that have a prompt; two with a schema; the one new row; then a message in a list.
+    assert billed == [2, 4, 6, 7, 7, 7, 7, 8]
     out, french = names["out"], names["french"]
     assert list(out["id"]) == ["a", "b", "c"]
     assert list(out["completion"]) == [f"echo: {prompt}" for prompt in out["prompt"]]
@@ -37,6 +37,9 @@ def test_its_python_runs_as_written(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert str(out["completion_cost_usd"].sum()) in printed
     assert "echo: Name a tree." in printed
+    # The echo is no JSON.
+    assert list(names["typed"]["colour_status"]) == ["invalid", "invalid"]
+    assert str(names["typed"]["colour_warm"].dtype) == "boolean"
     assert "| Category   | Tokens |" in printed
     assert "There is no column 'promt' for prompt_col. Did you mean 'prompt'?" in printed
     assert (tmp_path / ".batchframe").is_dir()
@@ -49,8 +52,7 @@ def test_it_names_every_column():
 
 def test_it_names_every_status():
     rows = re.findall(r"^\| `(\w+)` \|[^|]*\|$", README, re.MULTILINE)
-    # Nothing is invalid before there is structured output.
-    assert rows == [status for status in Status if status is not Status.INVALID]
+    assert rows == list(Status)
 
 
 def test_its_links_lead_somewhere():
@@ -60,7 +62,7 @@ def test_its_links_lead_somewhere():
 
 
 def test_it_is_short_and_names_the_distribution():
-    assert len(README.splitlines()) < 170
+    assert len(README.splitlines()) < 190
     assert "pip install batchframe" not in README
     assert "`openai-batchframe`" in README
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.core.results import Status
+from batchframe.core.structure import Structure, read_texts
 
 __all__ = ["column_names", "result_columns"]
 
@@ -46,6 +47,7 @@ def result_columns(
     skipped: pa.BooleanArray | None,
     output: str,
     details: bool,
+    structure: Structure | None = None,
 ) -> pa.Table:
     """The new columns, one entry per input row, in the frame's order.
 
@@ -59,7 +61,13 @@ def result_columns(
             there is a result as well, the result counts.
         output: Names the columns.
         details: Add finish reason, model, request id and batch id.
+        structure: What answers look like. Those that do not fit are `invalid`, with the reason.
+            Where it has a type, the first column has that type, and the texts stand in a second
+            one, `<output>_text`.
     """
+    values = None
+    if structure is not None:
+        results, values = _structured(results, structure)
     no_result = pc.is_null(positions)
     if skipped is None:
         skipped = pa.repeat(pa.scalar(value=False), len(positions))
@@ -84,8 +92,32 @@ def result_columns(
             columns[suffix] = (
                 _take(column, positions) if type_ == pa.string() else column.take(positions)
             )
+    if values is not None:
+        columns = {"": values.take(positions), "_text": columns.pop(""), **columns}
+        types = {"": values.type, "_text": pa.string(), **_without_text(types)}
     schema = pa.schema([(output + suffix, type_) for suffix, type_ in types.items()])
     return pa.table([columns[suffix] for suffix in types], schema=schema)
+
+
+def _without_text(types: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
+    return {suffix: type_ for suffix, type_ in types.items() if suffix}
+
+
+def _structured(results: pa.Table, structure: Structure) -> tuple[pa.Table, pa.StructArray | None]:
+    """Results of which those that do not fit say so, and the values of those that do."""
+    answered = pc.equal(results["status"], Status.OK)
+    texts = pc.if_else(answered, results["completion"], pa.scalar(None, pa.string()))
+    values, reasons = read_texts(texts.to_pylist(), structure)
+    reason = pa.array(reasons, pa.string())
+    for name, new in (
+        ("status", pa.scalar(Status.INVALID, pa.string())),
+        ("error_code", pa.scalar("invalid")),
+        ("error_message", reason),
+    ):
+        place = results.schema.get_field_index(name)
+        column = pc.if_else(pc.is_valid(reason), new, results[name])
+        results = results.set_column(place, results.schema.field(place), column)
+    return results, values
 
 
 def _types(*, details: bool) -> dict[str, pa.DataType]:

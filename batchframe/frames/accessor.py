@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from batchframe.errors import ParameterError
-from batchframe.parameters import body_params, check_client, check_values, checkpoint_path
+from batchframe.parameters import (
+    body_params,
+    check_client,
+    check_values,
+    checkpoint_path,
+)
+from batchframe.parameters import response_format as read_response_format
 
 if TYPE_CHECKING:
     import openai
     import pandas as pd
     import polars as pl
     import pyarrow as pa
+    from pydantic import BaseModel
 
     from batchframe.core.shards import Limits
 __all__ = ["OpenAIBatch", "complete", "register"]
@@ -72,6 +79,7 @@ def complete(
     *,
     model: str,
     template: str | None = None,
+    response_format: "type[BaseModel] | Mapping[str, Any] | None" = None,
     system: str | None = None,
     output: str = "completion",
     checkpoint: str | Path | None = None,
@@ -105,6 +113,10 @@ def complete(
         model: The model that answers, such as "gpt-4o-mini".
         template: Instead of prompt_col: a text with column names in braces, such as "Summarise
             {title}: {body}". A row where one of them is null is not sent.
+        response_format: What answers look like: a pydantic model, a JSON schema of an object, or
+            {"type": "json_object"}. With a schema the answers come back as values of its types: a
+            Struct column in Polars, and its JSON as `completion_text`; in pandas the JSON as
+            `completion`, and one column for each field. Those that do not fit are `invalid`.
         system: One system message for all rows.
         output: Names the new columns, so that several calls live side by side.
         checkpoint: The directory that keeps shards and results, such as "~/runs/summaries"; None
@@ -168,7 +180,10 @@ def complete(
         details=details,
     )
     check_client(client)
-    from batchframe.core.columns import column_names, result_columns
+    import pyarrow as pa
+
+    from batchframe.core.columns import result_columns
+    from batchframe.core.results import RESULT_SCHEMA
     from batchframe.frames import inputs
 
     labels, index = adapter.labels(frame), adapter.index_names(frame)
@@ -184,12 +199,18 @@ def complete(
         inputs.check_label(label, role, labels, index)
     if id_col is not None:
         inputs.check_label(id_col, "id_col", labels, index)
-    inputs.check_free(column_names(output, details=details), labels, output)
+    form, structure = read_response_format(response_format)
+    columns_of = functools.partial(
+        result_columns, output=output, details=details, structure=structure
+    )
+    nothing = columns_of(RESULT_SCHEMA.empty_table(), pa.array([], pa.int64()), skipped=None)
+    inputs.check_free(adapter.new_labels(nothing), labels, output)
     body = body_params(
         params,
         function="complete",
         keywords=inspect.signature(complete).parameters.keys() - {"frame", "params"},
     )
+    body |= form
     if body.get("n", 1) != 1:
         raise ParameterError(
             f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
@@ -208,11 +229,7 @@ def complete(
         else inputs.ids(adapter.column(frame, id_col), id_col)
     )
 
-    from batchframe.core.results import RESULT_SCHEMA
-
     if prompts.null_count == len(prompts):
-        import pyarrow as pa
-
         results, positions = RESULT_SCHEMA.empty_table(), pa.nulls(len(prompts), pa.int64())
     else:
         from batchframe.client import Provider
@@ -244,9 +261,7 @@ def complete(
             ),
         )
         warn_of_unknown_prices(results, spec.model)
-    columns = result_columns(
-        results, positions, skipped=prompts.is_null(), output=output, details=details
-    )
+    columns = columns_of(results, positions, skipped=prompts.is_null())
     return cast("FrameT", adapter.attach(frame, columns, like=asked[0]))
 
 
@@ -297,6 +312,8 @@ class _Adapter(Protocol):
     def column(self, frame: Any, label: Hashable) -> "pa.Array": ...
 
     def lists(self, frame: Any, label: Hashable) -> list[Any] | None: ...
+
+    def new_labels(self, columns: "pa.Table") -> list[str]: ...
 
     def attach(self, frame: Any, columns: "pa.Table", *, like: Hashable) -> Any: ...
 

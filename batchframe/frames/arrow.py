@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["attach", "column", "index_names", "labels", "lists"]
+__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels"]
 
 
 def labels(table: pa.Table) -> list[Hashable]:
@@ -34,6 +34,11 @@ def lists(table: pa.Table, label: Hashable) -> list[Any] | None:
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
     return chunks.to_pylist() if is_nested else None
+
+
+def new_labels(columns: pa.Table) -> list[str]:
+    """What `attach` calls the new columns."""
+    return list(columns.column_names)
 
 
 def attach(table: pa.Table, columns: pa.Table, *, like: Hashable) -> pa.Table:  # noqa: ARG001 - pandas needs it

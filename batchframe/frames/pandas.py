@@ -1,15 +1,17 @@
 """pandas DataFrames at the door."""
 
+import json
 from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchframe.errors import ColumnError, RowError
 
-__all__ = ["attach", "column", "index_names", "labels", "lists"]
+__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels"]
 
 #: The dtypes of new columns beside NumPy and pandas' own: missing values stay missing, and
 #: integers stay integers.
@@ -17,6 +19,7 @@ _DTYPES = {
     pa.string(): pd.StringDtype(na_value=float("nan")),  # the `str` of pandas 3
     pa.int64(): pd.Int64Dtype(),
     pa.float64(): pd.Float64Dtype(),
+    pa.bool_(): pd.BooleanDtype(),
 }
 
 
@@ -75,16 +78,53 @@ def lists(frame: pd.DataFrame, label: Hashable) -> list[Any] | None:
     return list(series.where(known, None))
 
 
+def new_labels(columns: pa.Table) -> list[str]:
+    """What `attach` calls the new columns."""
+    return list(_flat(columns).column_names)
+
+
 def attach(frame: pd.DataFrame, columns: pa.Table, *, like: Hashable) -> pd.DataFrame:
     """A new frame with the columns appended by position; index and subclass stay.
 
-    Where the column `like` is of Arrow's dtypes, so are the new ones.
+    A structured answer becomes its JSON text and one column for each field, lists and objects as
+    JSON: pandas cannot read nested columns back from parquet (pandas issue 57411). Where the column
+    `like` is of Arrow's dtypes, so are the new ones.
     """
+    flat = _flat(columns)
     if isinstance(frame[like].dtype, pd.ArrowDtype):
-        converted = columns.to_pandas(types_mapper=pd.ArrowDtype)
+        converted = flat.to_pandas(types_mapper=pd.ArrowDtype)
     else:
-        converted = columns.to_pandas(types_mapper=_DTYPES.get)
-    return frame.assign(**{name: converted[name].array for name in columns.column_names})
+        converted = flat.to_pandas(types_mapper=_DTYPES.get, date_as_object=False)
+    return frame.assign(**{name: converted[name].array for name in flat.column_names})
+
+
+def _flat(columns: pa.Table) -> pa.Table:
+    """The columns; a struct becomes its text under its own name, and its fields behind the rest."""
+    name, *_ = columns.column_names
+    struct = columns[name].combine_chunks()
+    if not pa.types.is_struct(struct.type):
+        return columns
+    flat = columns.drop_columns(name).rename_columns({f"{name}_text": name})
+    for field in struct.type:
+        label = f"{name}_{field.name}"
+        if label in flat.column_names:
+            raise ColumnError(
+                f"The field {field.name!r} of response_format would become the column {label!r}, "
+                "which tells something else of each row. Nothing was sent. Give the field another "
+                "name, or an alias."
+            )
+        values = pc.struct_field(struct, field.name)
+        if pa.types.is_nested(field.type):
+            values = pa.array(
+                [None if value is None else _json(value) for value in values.to_pylist()],
+                pa.string(),
+            )
+        flat = flat.append_column(label, values)
+    return flat
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=lambda moment: moment.isoformat())
 
 
 def _is_whole(value: object) -> bool:

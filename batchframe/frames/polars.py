@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from batchframe.errors import ColumnError
 
-__all__ = ["attach", "column", "index_names", "labels", "lists"]
+__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels"]
 
 
 def labels(frame: pl.DataFrame) -> list[Hashable]:
@@ -47,6 +47,11 @@ def lists(frame: pl.DataFrame, label: Hashable) -> list[Any] | None:
     """A column of lists as Python values, None where one is null; None for other columns."""
     series = frame.get_column(str(label))
     return series.to_list() if isinstance(series.dtype, pl.List | pl.Array) else None
+
+
+def new_labels(columns: pa.Table) -> list[str]:
+    """What `attach` calls the new columns."""
+    return list(columns.column_names)
 
 
 def attach(frame: pl.DataFrame, columns: pa.Table, *, like: Hashable) -> pl.DataFrame:  # noqa: ARG001 - pandas needs it

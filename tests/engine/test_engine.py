@@ -409,7 +409,7 @@ def test_a_first_batch_that_fails_for_good_stops_the_rest(run, clock):
 
     with LocalServer(CallableModel(model, instant=False), clock=clock) as server:
         try:
-            with pytest.raises(bf.ProviderError, match=r"model_not_found: no such model .* sent"):
+            with pytest.raises(bf.ProviderError, match=r"model_not_found: no such model\. .* sent"):
                 run(server, rows_of(60), limits=limits)
         finally:
             model.go_on()

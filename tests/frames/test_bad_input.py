@@ -460,7 +460,7 @@ def test_what_a_batch_of_rows_cannot_do_is_refused(frames, refused, keywords, wh
         ({"logit_bias": {"a": [1, {"b": -np.inf}]}}, "logit_bias.a[1].b is -inf,"),
         ({"metadata": {1: "a"}}, "metadata has the key 1:"),
         ({"user": "half \ud83d"}, "user holds half a character"),
-        ({"response_format": dict}, "response_format is a type,"),
+        ({"response_format": dict}, "response_format=<class 'dict'> must be"),
     ],
     ids=str,
 )
