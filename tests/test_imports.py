@@ -143,5 +143,5 @@ def test_without_any_frame_library_the_import_works_and_a_call_says_what_it_take
     """
 
     assert python(HIDE.format(name="pandas"), HIDE.format(name="polars"), call) == (
-        "A list was passed; complete() takes pandas and Polars DataFrames."
+        "A list was passed; complete() takes pandas and Polars DataFrames and pyarrow Tables."
     )

@@ -27,7 +27,7 @@ def test_its_python_runs_as_written(tmp_path, monkeypatch, capsys):
             billed.append(server.billed().requests)
         names["test_colours"](tmp_path / "their-test")
 
-    # Two rows; then two that have a prompt; two with a schema; the one new row; then a message in a list.
+    # Two rows; two that have a prompt; two with a schema; one new row; then a message in a list.
     assert billed == [2, 4, 6, 7, 7, 7, 7, 8]
     out, french = names["out"], names["french"]
     assert list(out["id"]) == ["a", "b", "c"]
