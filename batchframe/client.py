@@ -24,9 +24,10 @@ import msgspec
 import openai
 from openai._models import FinalRequestOptions
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
-from batchframe.core.spec import Account
+from batchframe.core.spec import CHAT_COMPLETIONS, RESPONSES, Account
 from batchframe.errors import (
     AccountMismatchError,
     ApiKeyError,
@@ -38,10 +39,13 @@ from batchframe.errors import (
 if TYPE_CHECKING:
     from openai._legacy_response import LegacyAPIResponse
 
-__all__ = ["CHAT_PARAMETERS", "Provider", "Unavailable", "open_client"]
+__all__ = ["PARAMETERS", "Provider", "Unavailable", "open_client"]
 
-#: Body fields of a chat completion that the SDK knows.
-CHAT_PARAMETERS = frozenset(CompletionCreateParamsBase.__annotations__)
+#: Body fields of each endpoint that the SDK knows.
+PARAMETERS = {
+    CHAT_COMPLETIONS: frozenset(CompletionCreateParamsBase.__annotations__),
+    RESPONSES: frozenset(ResponseCreateParamsBase.__annotations__),
+}
 
 #: What an id may look like before it goes into an address.
 _ID = re.compile(r"(?:batch|file)[-_][A-Za-z0-9_-]{1,200}")

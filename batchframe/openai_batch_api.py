@@ -47,7 +47,7 @@ from batchframe.core.prices import split_cost_usd
 from batchframe.core.requests import encode_messages, render_requests
 from batchframe.core.results import answer_bodies, split_lines
 from batchframe.core.shards import Limits
-from batchframe.core.spec import Spec, json_value
+from batchframe.core.spec import CHAT_COMPLETIONS, Spec, json_value
 from batchframe.engine import Submission
 from batchframe.errors import CheckpointError, ParameterError, RowError
 from batchframe.parameters import (
@@ -261,7 +261,9 @@ class OpenaiBatchAPI:
     def _spec(self, body: dict[str, Any]) -> Spec:
         model = body.pop("model")
         check_values(model=model)
-        params = body_params(body, function="batchs_completion", keywords=("batch_size",))
+        params = body_params(
+            body, CHAT_COMPLETIONS, function="batchs_completion", keywords=("batch_size",)
+        )
         return Spec(model=model, params=params, account=self._provider.account)
 
 

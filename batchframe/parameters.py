@@ -29,6 +29,8 @@ __all__ = [
 SHORTEST_POLL, _LONGEST_POLL = 0.01, 86_400
 #: Directory under the working directory in which checkpoints are found by their spec.
 _HOME = ".batchframe"
+#: The endpoints that answer prompts with text.
+_ENDPOINTS = ("/v1/chat/completions", "/v1/responses")
 #: How alike two names must be for one to be proposed for the other, from 0 to 1.
 _ALIKE = 0.6
 
@@ -93,6 +95,10 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
     "system": (
         lambda value: value is None or _is_text(value),
         "must be text, without half characters (lone surrogates), or None",
+    ),
+    "endpoint": (
+        lambda value: isinstance(value, str) and value in _ENDPOINTS,
+        f"must be {' or '.join(map(repr, _ENDPOINTS))}",
     ),
     "template": (
         lambda value: value is None or _is_text(value),
@@ -165,45 +171,50 @@ def check_client(client: object) -> None:
 #: Body fields that a call cannot set, and why.
 _REFUSED = {
     "messages": "the messages are made of prompt_col and system",
+    "input": "the messages are made of prompt_col and system",
+    "background": "a batch runs in the background anyway",
     "stream": "the Batch API cannot stream",
     "stream_options": "the Batch API cannot stream",
 }
 
 
 def body_params(
-    params: Mapping[str, Any], *, function: str, keywords: Collection[str]
+    params: Mapping[str, Any], endpoint: str, *, function: str, keywords: Collection[str]
 ) -> dict[str, Any]:
     """The body fields beside model and messages, as JSON values.
 
     Args:
         params: What the call was given beside its own keywords.
+        endpoint: Where the bodies go.
         function: The called function's name, for messages.
         keywords: Its own keywords, which a misspelt one may have meant.
 
     Raises:
         ParameterError: the API knows no such field, it cannot be set, or JSON cannot hold it.
     """
-    from batchframe.client import CHAT_PARAMETERS
+    from batchframe.client import PARAMETERS
     from batchframe.core.spec import json_value
 
+    known = PARAMETERS[endpoint] - _REFUSED.keys()
     for name in params:
         if name in _REFUSED:
             raise ParameterError(f"{name}= cannot be set: {_REFUSED[name]}.")
-        if name not in CHAT_PARAMETERS:
-            near = closest(name, {*keywords, *(CHAT_PARAMETERS - _REFUSED.keys())})
+        if name not in known:
+            near = closest(name, {*keywords, *known})
             meant = f" Did you mean {near!r}?" if near else ""
             raise ParameterError(
-                f"{function}() and the API know no keyword {name!r}.{meant} Nothing was sent."
+                f"{function}() and {endpoint} know no keyword {name!r}.{meant} Nothing was sent."
             )
     return {name: json_value(value, name) for name, value in params.items()}
 
 
-def response_format(value: object) -> "tuple[dict[str, Any], Structure | None]":
+def response_format(value: object, endpoint: str) -> "tuple[dict[str, Any], Structure | None]":
     """A response format -> body fields, and what answers look like.
 
     Args:
         value: A pydantic model, a JSON schema of an object, or the API's own form: `{"type":
             "json_schema", ...}`, `{"type": "json_object"}` or `{"type": "text"}`. None sets none.
+        endpoint: Where the bodies go: each has its own place for it.
 
     Returns:
         The body's field, if any; and the structure, None for text.
@@ -213,6 +224,18 @@ def response_format(value: object) -> "tuple[dict[str, Any], Structure | None]":
     """
     if value is None:
         return {}, None
+    from batchframe.core.spec import RESPONSES
+
+    form, structure = _read_format(value)
+    if endpoint == RESPONSES:
+        # The same, with the schema's fields one level up.
+        flat = {"type": form["type"], **form.get("json_schema", {})}
+        return {"text": {"format": flat}}, structure
+    return {"response_format": form}, structure
+
+
+def _read_format(value: object) -> "tuple[dict[str, Any], Structure | None]":
+    """A response format in the form of chat completions, and what answers look like."""
     from pydantic import BaseModel
 
     if isinstance(value, type) and issubclass(value, BaseModel):
@@ -228,16 +251,16 @@ def response_format(value: object) -> "tuple[dict[str, Any], Structure | None]":
     plain = json_value(value, "response_format")
     match plain:
         case {"type": "text"}:
-            return {"response_format": plain}, None
+            return plain, None
         case {"type": "json_object"}:
-            return {"response_format": plain}, Structure(type=None, read=_json_object)
+            return plain, Structure(type=None, read=_json_object)
         case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return {"response_format": plain}, _of_schema(schema)
+            return plain, _of_schema(schema)
         case {"properties": dict()} | {"$ref": str()} | {"type": "object"}:
             schema = _strict(plain)
             named = {"name": "answer", "schema": schema, "strict": True}
             form = {"type": "json_schema", "json_schema": named}
-            return {"response_format": form}, _of_schema(schema)
+            return form, _of_schema(schema)
         case _:
             raise ParameterError(
                 f"response_format={value!r:.60} is neither a JSON schema of an object nor one of "
@@ -269,7 +292,7 @@ def _of_model(model: Any) -> "tuple[dict[str, Any], Structure]":
 
     field = json_value(form, "response_format")
     schema = field["json_schema"]["schema"]
-    return {"response_format": field}, Structure(type=struct_type(schema), read=read)
+    return field, Structure(type=struct_type(schema), read=read)
 
 
 def _of_schema(schema: Mapping[str, Any]) -> "Structure":

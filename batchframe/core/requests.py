@@ -16,7 +16,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.spec import Spec, json_value
+from batchframe.core.spec import CHAT_COMPLETIONS, RESPONSES, Spec, json_value
 from batchframe.errors import ParameterError, RowError
 
 __all__ = ["Request", "RowKeys", "encode_messages", "render_requests", "row_keys"]
@@ -28,6 +28,10 @@ _DIGEST_BYTES = 16
 #: Bytes per token assumed before real usage is known: cautious for English, near for most scripts
 #: (measured over prose in seven languages, 2026-11).
 _BYTES_PER_TOKEN = 3
+
+
+#: What each endpoint calls the list of messages in a body.
+_MESSAGES_FIELD = {CHAT_COMPLETIONS: b"messages", RESPONSES: b"input"}
 
 
 class Request(NamedTuple):
@@ -61,7 +65,8 @@ class _Renderer:
         system = [{"role": "system", "content": spec.system}] if spec.system is not None else []
         head = msgspec.json.encode({"model": spec.model, **spec.params})
         messages = b"".join(msgspec.json.encode(message) + b"," for message in system)
-        self._prefix = head[:-1] + b',"messages":[' + messages
+        field = _MESSAGES_FIELD[spec.endpoint]
+        self._prefix = head[:-1] + b',"' + field + b'":[' + messages
         self._text_prefix = self._prefix + b'{"role":"user","content":'
         self._line_head = b'{"custom_id":"'
         self._line_middle = (

@@ -28,6 +28,9 @@ __all__ = [
     "resolve_model",
 ]
 
+#: The endpoint of chat completions, and that of responses.
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+
 #: An HTTP status code and the response body that goes with it.
 Answer = tuple[int, dict[str, Any]]
 
@@ -45,7 +48,7 @@ class Model(Protocol):
         """Whether an answer takes no noticeable time, so that work may be done while one waits."""
         ...
 
-    def answer(self, body: dict[str, Any]) -> Answer:
+    def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:
         """Answer one request. Called from several threads at a time unless `instant`."""
         ...
 
@@ -70,7 +73,7 @@ class CallableModel:
         self.instant = instant
         self._function = function
 
-    def answer(self, body: dict[str, Any]) -> Answer:
+    def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:  # noqa: ARG002 - it knows its own
         """Call the function."""
         return self._function(body)
 
@@ -81,8 +84,11 @@ class Echo:
     name = "echo"
     instant = True
 
-    def answer(self, body: dict[str, Any]) -> Answer:
-        """Answer a chat completion."""
+    def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:
+        """Answer a chat completion or a response."""
+        return _by_chat(self._chat, body, endpoint)
+
+    def _chat(self, body: dict[str, Any]) -> Answer:
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             message = "Missing required parameter: 'messages'."
@@ -115,8 +121,11 @@ class SmolLM2:
     def __init__(self) -> None:
         self._server = _load(self._slots * self.context_tokens, self._slots)
 
-    def answer(self, body: dict[str, Any]) -> Answer:
-        """Answer a chat completion."""
+    def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:
+        """Answer a chat completion or a response."""
+        return _by_chat(self._chat, body, endpoint)
+
+    def _chat(self, body: dict[str, Any]) -> Answer:
         messages = [
             {"role": m.get("role", "user"), "content": _text(m)}
             for m in body.get("messages") or ()
@@ -169,10 +178,17 @@ def count_tokens(text: str) -> int:
 def count_prompt_tokens(body: Mapping[str, Any]) -> int:
     """Count the tokens that the prompt of one request has."""
     total = _TOKENS_PER_PROMPT
-    for message in body.get("messages") or ():
+    for message in body.get("messages") or _inputs(body):
         if isinstance(message, dict):
             total += _TOKENS_PER_MESSAGE + 1 + count_tokens(_text(message))
     return total
+
+
+def _inputs(body: Mapping[str, Any]) -> list[Any]:
+    asked = body.get("input")
+    if isinstance(asked, str):
+        asked = [{"content": asked}]
+    return asked if isinstance(asked, list) else []
 
 
 def error_body(message: str, code: str | None, param: str | None) -> dict[str, Any]:
@@ -217,6 +233,55 @@ def _completion(
         "choices": [choice],
         "usage": usage,
         "system_fingerprint": None,
+    }
+
+
+def _by_chat(
+    chat: Callable[[dict[str, Any]], Answer], body: dict[str, Any], endpoint: str
+) -> Answer:
+    """Answer a request of either endpoint by a model that knows chats."""
+    if endpoint == CHAT:
+        return chat(body)
+    if endpoint != RESPONSES:
+        message = f"The local models do not answer {endpoint}."
+        return 404, error_body(message, "unsupported_endpoint", None)
+    asked = body.get("input")
+    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    if isinstance(messages, list) and isinstance(body.get("instructions"), str):
+        messages = [{"role": "system", "content": body["instructions"]}, *messages]
+    limit = body.get("max_output_tokens")
+    status, reply = chat({**body, "messages": messages, "max_completion_tokens": limit})
+    return (200, _response(reply)) if status == 200 else (status, reply)
+
+
+def _response(completion: Mapping[str, Any]) -> dict[str, Any]:
+    choice, usage = completion["choices"][0], completion["usage"]
+    is_cut = choice["finish_reason"] == "length"
+    text = {"type": "output_text", "text": choice["message"]["content"], "annotations": []}
+    identity = completion["id"].removeprefix("chatcmpl-")
+    message = {
+        "type": "message",
+        "id": f"msg_{identity}",
+        "role": "assistant",
+        "status": "incomplete" if is_cut else "completed",
+        "content": [text],
+    }
+    return {
+        "id": f"resp_{identity}",
+        "object": "response",
+        "created_at": 0,
+        "model": completion["model"],
+        "status": message["status"],
+        "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+        "error": None,
+        "output": [message],
+        "usage": {
+            "input_tokens": usage["prompt_tokens"],
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": usage["total_tokens"],
+        },
     }
 
 

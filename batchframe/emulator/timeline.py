@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -255,11 +256,11 @@ class Timeline:
         due = self._rows_due(batch, at)
         while work.done < due:
             requests = work.read(min(_CHUNK, due - work.done))
-            work.append(requests, [self._answer(r.body) for r in requests])
+            work.append(requests, [self._answer(r.body, batch.endpoint) for r in requests])
 
-    def _answer(self, body: dict[str, Any]) -> Answer:
+    def _answer(self, body: dict[str, Any], endpoint: str) -> Answer:
         try:
-            return self._model.answer(body)
+            return self._model.answer(body, endpoint)
         except Exception as error:  # noqa: BLE001 - a row that fails must not end the batch
             message = f"The model {self._model.name} raised {type(error).__name__}: {error}"
             return 500, error_body(message, "server_error", None)
@@ -279,7 +280,9 @@ class Timeline:
                     work = self._open_work(batch)
                     due = self._rows_due(batch, now) - work.done
                     requests = work.read(min(_CONCURRENCY, due))
-                answers = list(pool.map(self._answer, [r.body for r in requests]))
+                answers = list(
+                    pool.map(self._answer, [r.body for r in requests], repeat(batch.endpoint))
+                )
                 with self._archive.changed:
                     # The batch may have ended meanwhile: then nobody will see these rows.
                     if self._work.get(batch.id) is work:

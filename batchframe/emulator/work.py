@@ -176,11 +176,11 @@ def _usage_of(body: dict[str, Any]) -> Usage:
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return Usage()
-    prompt = usage.get("prompt_tokens_details") or {}
-    completion = usage.get("completion_tokens_details") or {}
+    # Chats say prompt and completion, responses say input and output.
+    read, written = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")
     return Usage(
-        usage.get("prompt_tokens") or 0,
-        prompt.get("cached_tokens") or 0,
-        usage.get("completion_tokens") or 0,
-        completion.get("reasoning_tokens") or 0,
+        usage.get(f"{read}_tokens") or 0,
+        (usage.get(f"{read}_tokens_details") or {}).get("cached_tokens") or 0,
+        usage.get(f"{written}_tokens") or 0,
+        (usage.get(f"{written}_tokens_details") or {}).get("reasoning_tokens") or 0,
     )

@@ -81,6 +81,7 @@ def complete(
     template: str | None = None,
     response_format: "type[BaseModel] | Mapping[str, Any] | None" = None,
     system: str | None = None,
+    endpoint: str = "/v1/chat/completions",
     output: str = "completion",
     checkpoint: str | Path | None = None,
     max_retries: int = 3,
@@ -118,6 +119,7 @@ def complete(
             Struct column in Polars, and its JSON as `completion_text`; in pandas the JSON as
             `completion`, and one column for each field. Those that do not fit are `invalid`.
         system: One system message for all rows.
+        endpoint: What answers: "/v1/chat/completions" or "/v1/responses".
         output: Names the new columns, so that several calls live side by side.
         checkpoint: The directory that keeps shards and results, such as "~/runs/summaries"; None
             finds one under `.batchframe/` by model, parameters and account.
@@ -165,6 +167,7 @@ def complete(
         model=model,
         template=template,
         system=system,
+        endpoint=endpoint,
         output=output,
         checkpoint=checkpoint,
         max_retries=max_retries,
@@ -199,7 +202,7 @@ def complete(
         inputs.check_label(label, role, labels, index)
     if id_col is not None:
         inputs.check_label(id_col, "id_col", labels, index)
-    form, structure = read_response_format(response_format)
+    form, structure = read_response_format(response_format, endpoint)
     columns_of = functools.partial(
         result_columns, output=output, details=details, structure=structure
     )
@@ -207,10 +210,12 @@ def complete(
     inputs.check_free(adapter.new_labels(nothing), labels, output)
     body = body_params(
         params,
+        endpoint,
         function="complete",
         keywords=inspect.signature(complete).parameters.keys() - {"frame", "params"},
     )
-    body |= form
+    # Of responses, `text` may hold more than the format.
+    body |= {name: {**dict(body.get(name) or {}), **value} for name, value in form.items()}
     if body.get("n", 1) != 1:
         raise ParameterError(
             f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
@@ -239,7 +244,9 @@ def complete(
         from batchframe.run import Options, run_rows, warn_of_unknown_prices
 
         provider = Provider(client)
-        spec = Spec(model=model, system=system, params=body, account=provider.account)
+        spec = Spec(
+            endpoint=endpoint, model=model, system=system, params=body, account=provider.account
+        )
         results, positions, *_ = run_rows(
             ids,
             prompts,

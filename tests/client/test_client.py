@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import openai
 import pytest
 
-from batchframe.client import CHAT_PARAMETERS, Provider, Unavailable
+from batchframe.client import PARAMETERS, Provider, Unavailable
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
 from batchframe.core.spec import Account
 from batchframe.emulator import Fault, JumpClock, LocalServer
@@ -952,5 +952,7 @@ def test_addresses_that_would_show_the_key_are_refused(address):
 
 
 def test_the_parameters_of_a_chat_completion_are_known():
-    assert {"messages", "model", "temperature", "seed", "response_format"} <= CHAT_PARAMETERS
-    assert "checkpiont" not in CHAT_PARAMETERS
+    chat, responses = PARAMETERS["/v1/chat/completions"], PARAMETERS["/v1/responses"]
+    assert {"messages", "model", "temperature", "seed", "response_format"} <= chat
+    assert {"input", "model", "temperature", "max_output_tokens", "reasoning"} <= responses
+    assert "checkpiont" not in chat | responses

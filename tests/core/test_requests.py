@@ -240,10 +240,10 @@ def test_row_keys_differ_when_anything_that_is_sent_differs():
     assert len(set(ours.values())) == len(ours)
 
 
-def test_the_endpoint_and_the_payer_are_told_apart_by_the_checkpoint_not_by_the_row_key():
+def test_the_payer_is_told_apart_by_the_checkpoint_not_by_the_row_key():
     other = Account(base_url="https://eu.api.openai.com/v1/", organization="o", project="p")
     assert key(1, "Hello", account=other) == key(1, "Hello")
-    assert key(1, "Hello", endpoint="/v1/responses") == key(1, "Hello")
+    assert key(1, "Hello", endpoint="/v1/responses") != key(1, "Hello")  # another body
 
 
 def test_composed_and_decomposed_characters_are_different_ids_and_prompts():

@@ -16,6 +16,25 @@ def _user(content):
     return {"role": "user", "content": content}
 
 
+def test_the_echo_answers_responses_as_well():
+    status, answer = Echo().answer(
+        {"model": "gpt-4o-mini", "input": "one two", "instructions": "Be brief."}, "/v1/responses"
+    )
+
+    assert status == 200
+    assert (answer["object"], answer["status"]) == ("response", "completed")
+    assert answer["output"][0]["content"][0]["text"] == "echo: one two"
+    # 3 for the prompt; two messages of 4 and of 3 and 2 tokens; "echo", ":", "one" and "two".
+    assert answer["usage"]["input_tokens"] == 3 + (4 + 3) + (4 + 2)
+    assert answer["usage"]["output_tokens"] == 4
+
+    _, cut = Echo().answer({"input": [_user("one two")], "max_output_tokens": 3}, "/v1/responses")
+    assert cut["output"][0]["content"][0]["text"] == "echo: one "
+    assert cut["incomplete_details"] == {"reason": "max_output_tokens"}
+
+    assert Echo().answer({"input": "x"}, "/v1/embeddings")[0] == 404
+
+
 def test_echo_answers_with_the_last_user_message():
     system = {"role": "system", "content": "Be brief."}
     status, answer = Echo().answer(_body(system, _user("one"), _user("two")))

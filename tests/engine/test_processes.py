@@ -61,10 +61,10 @@ class Gate:
     def open(self) -> None:
         self._opened.set()
 
-    def answer(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def answer(self, body: dict[str, Any], endpoint: str) -> tuple[int, dict[str, Any]]:
         self.asked.set()
         assert self._opened.wait(60)
-        return self._echo.answer(body)
+        return self._echo.answer(body, endpoint)
 
 
 @pytest.fixture

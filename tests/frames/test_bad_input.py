@@ -417,7 +417,7 @@ def test_ids_of_several_types_are_refused(refused, ids, shown):
 )
 def test_an_unknown_keyword_is_refused_with_the_closest_name(frames, refused, given, meant):
     assert refused(bf.ParameterError, frames.make(GOOD), **{given: 1}) == (
-        f"complete() and the API know no keyword {given!r}. Did you mean {meant!r}? "
+        f"complete() and /v1/chat/completions know no keyword {given!r}. Did you mean {meant!r}? "
         "Nothing was sent."
     )
 
@@ -425,7 +425,7 @@ def test_an_unknown_keyword_is_refused_with_the_closest_name(frames, refused, gi
 @pytest.mark.parametrize("given", ["zzz", "frame", "self", "params", "api_key"])
 def test_an_unknown_keyword_like_no_other_is_refused(frames, refused, given):
     assert refused(bf.ParameterError, frames.make(GOOD), **{given: "sk-secret"}) == (
-        f"complete() and the API know no keyword {given!r}. Nothing was sent."
+        f"complete() and /v1/chat/completions know no keyword {given!r}. Nothing was sent."
     )
 
 
