@@ -37,7 +37,7 @@ from batchframe.errors import (
     RunTimeoutError,
     UnknownOutcomeError,
 )
-from batchframe.frames.accessor import complete, register
+from batchframe.frames.accessor import complete, embed, register
 
 if TYPE_CHECKING:
     from batchframe import emulator
@@ -62,6 +62,7 @@ __all__ = [
     "RunTimeoutError",
     "UnknownOutcomeError",
     "complete",
+    "embed",
     "emulator",
 ]
 

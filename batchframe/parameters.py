@@ -96,6 +96,10 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: value is None or _is_text(value),
         "must be text, without half characters (lone surrogates), or None",
     ),
+    "dimensions": (
+        lambda value: value is None or (_is_count(value) and bool(value)),
+        "must be a whole number from 1 upwards, or None",
+    ),
     "endpoint": (
         lambda value: isinstance(value, str) and value in _ENDPOINTS,
         f"must be {' or '.join(map(repr, _ENDPOINTS))}",
@@ -171,7 +175,8 @@ def check_client(client: object) -> None:
 #: Body fields that a call cannot set, and why.
 _REFUSED = {
     "messages": "the messages are made of prompt_col and system",
-    "input": "the messages are made of prompt_col and system",
+    "input": "it is made of the frame's columns",
+    "encoding_format": "vectors come back as 32-bit floats",
     "background": "a batch runs in the background anyway",
     "stream": "the Batch API cannot stream",
     "stream_options": "the Batch API cannot stream",

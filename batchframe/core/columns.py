@@ -6,15 +6,30 @@ The invariant: rows are joined by position and by nothing else, so that an entry
 lost nor doubled. All types are declared, so that a column without a single value keeps its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.core.results import Status
-from batchframe.core.structure import Structure, read_texts
 
-__all__ = ["column_names", "result_columns"]
+__all__ = ["Form", "column_names", "result_columns"]
+
+# The texts of answers -> their values, or None where they stay text; and why each does not fit.
+_Reader: TypeAlias = Callable[[Sequence[str | None]], tuple[pa.Array | None, list[str | None]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What the answers of a call become, where they are more than text."""
+
+    #: One entry per text, in order; null texts are null values.
+    read: _Reader
+    #: Give the texts as well, as `<output>_text`.
+    with_text: bool = True
+
 
 # Suffix of the output's name -> type, in the order that the user sees.
 _ALWAYS: dict[str, pa.DataType] = {
@@ -47,7 +62,7 @@ def result_columns(
     skipped: pa.BooleanArray | None,
     output: str,
     details: bool,
-    structure: Structure | None = None,
+    form: Form | None = None,
 ) -> pa.Table:
     """The new columns, one entry per input row, in the frame's order.
 
@@ -61,13 +76,12 @@ def result_columns(
             there is a result as well, the result counts.
         output: Names the columns.
         details: Add finish reason, model, request id and batch id.
-        structure: What answers look like. Those that do not fit are `invalid`, with the reason.
-            Where it has a type, the first column has that type, and the texts stand in a second
-            one, `<output>_text`.
+        form: What answers become. Those that do not fit are `invalid`, with the reason. Where they
+            have a type of their own, the first column has it.
     """
     values = None
-    if structure is not None:
-        results, values = _structured(results, structure)
+    if form is not None:
+        results, values = _formed(results, form)
     no_result = pc.is_null(positions)
     if skipped is None:
         skipped = pa.repeat(pa.scalar(value=False), len(positions))
@@ -93,21 +107,19 @@ def result_columns(
                 _take(column, positions) if type_ == pa.string() else column.take(positions)
             )
     if values is not None:
-        columns = {"": values.take(positions), "_text": columns.pop(""), **columns}
-        types = {"": values.type, "_text": pa.string(), **_without_text(types)}
+        text = {"_text": columns[""]} if form is not None and form.with_text else {}
+        columns = columns | text | {"": values.take(positions)}
+        rest = {suffix: type_ for suffix, type_ in types.items() if suffix}
+        types = {"": values.type, **dict.fromkeys(text, pa.string()), **rest}
     schema = pa.schema([(output + suffix, type_) for suffix, type_ in types.items()])
     return pa.table([columns[suffix] for suffix in types], schema=schema)
 
 
-def _without_text(types: dict[str, pa.DataType]) -> dict[str, pa.DataType]:
-    return {suffix: type_ for suffix, type_ in types.items() if suffix}
-
-
-def _structured(results: pa.Table, structure: Structure) -> tuple[pa.Table, pa.StructArray | None]:
+def _formed(results: pa.Table, form: Form) -> tuple[pa.Table, pa.Array | None]:
     """Results of which those that do not fit say so, and the values of those that do."""
     answered = pc.equal(results["status"], Status.OK)
     texts = pc.if_else(answered, results["completion"], pa.scalar(None, pa.string()))
-    values, reasons = read_texts(texts.to_pylist(), structure)
+    values, reasons = form.read(texts.to_pylist())
     reason = pa.array(reasons, pa.string())
     for name, new in (
         ("status", pa.scalar(Status.INVALID, pa.string())),

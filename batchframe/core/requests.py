@@ -16,7 +16,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.spec import CHAT_COMPLETIONS, RESPONSES, Spec, json_value
+from batchframe.core.spec import CHAT_COMPLETIONS, EMBEDDINGS, RESPONSES, Spec, json_value
 from batchframe.errors import ParameterError, RowError
 
 __all__ = ["Request", "RowKeys", "encode_messages", "render_requests", "row_keys"]
@@ -65,9 +65,14 @@ class _Renderer:
         system = [{"role": "system", "content": spec.system}] if spec.system is not None else []
         head = msgspec.json.encode({"model": spec.model, **spec.params})
         messages = b"".join(msgspec.json.encode(message) + b"," for message in system)
-        field = _MESSAGES_FIELD[spec.endpoint]
-        self._prefix = head[:-1] + b',"' + field + b'":[' + messages
-        self._text_prefix = self._prefix + b'{"role":"user","content":'
+        if spec.endpoint == EMBEDDINGS:  # a text by itself
+            self._prefix, self._suffix = head[:-1] + b',"input":', b"}"
+            self._text_prefix, self._text_suffix = self._prefix, self._suffix
+        else:
+            field = _MESSAGES_FIELD[spec.endpoint]
+            self._prefix, self._suffix = head[:-1] + b',"' + field + b'":[' + messages, b"]}"
+            self._text_prefix = self._prefix + b'{"role":"user","content":'
+            self._text_suffix = b"}" + self._suffix
         self._line_head = b'{"custom_id":"'
         self._line_middle = (
             b'","method":"POST","url":' + msgspec.json.encode(spec.endpoint) + b',"body":'
@@ -79,8 +84,8 @@ class _Renderer:
 
     def body(self, prompt: str | bytes) -> bytes:
         if isinstance(prompt, bytes):
-            return self._prefix + prompt[1:-1] + b"]}"
-        return self._text_prefix + self._encode(prompt) + b"}]}"
+            return self._prefix + prompt[1:-1] + self._suffix
+        return self._text_prefix + self._encode(prompt) + self._text_suffix
 
     def line(self, row_key: bytes, body: bytes) -> bytes:
         custom_id = row_key.hex().encode()

@@ -14,12 +14,22 @@ import msgspec
 
 from batchframe.errors import ParameterError
 
-__all__ = ["CHAT_COMPLETIONS", "RESPONSES", "SPEC_VERSION", "Account", "Spec", "json_value"]
+__all__ = [
+    "CHAT_COMPLETIONS",
+    "EMBEDDINGS",
+    "RESPONSES",
+    "SPEC_VERSION",
+    "Account",
+    "Spec",
+    "json_value",
+]
 
 #: The endpoint of chat completions, as it stands in each line and in the batch.
 CHAT_COMPLETIONS = "/v1/chat/completions"
 #: The endpoint of responses, likewise.
 RESPONSES = "/v1/responses"
+#: The endpoint of embeddings, likewise.
+EMBEDDINGS = "/v1/embeddings"
 #: Layout of the checkpoint directory. A checkpoint of another version is refused.
 SPEC_VERSION = 1
 
@@ -44,7 +54,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     #: Layout version of the checkpoint.
     version: int = SPEC_VERSION
-    #: Path of the API that each request calls: "/v1/chat/completions" or "/v1/responses".
+    #: Path of the API that each request calls: "/v1/chat/completions", "/v1/responses" or
+    #: "/v1/embeddings".
     endpoint: str = CHAT_COMPLETIONS
     #: The model of every request: one input file may name only one.
     model: str

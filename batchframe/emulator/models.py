@@ -5,11 +5,14 @@ test. `SmolLM2` is a real language model of 135 million parameters in this proce
 name a request asks for is accepted and echoed, so that prices apply.
 """
 
+import base64
 import itertools
+import math
 import os
 import re
+import struct
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
+from hashlib import blake2b, shake_256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +31,11 @@ __all__ = [
     "resolve_model",
 ]
 
-#: The endpoint of chat completions, and that of responses.
-CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+#: The endpoints that the local models answer, or some of them.
+CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
+
+#: Dimensions of an embedding that names none, as many as text-embedding-3-small has.
+_DIMENSIONS = 1536
 
 #: An HTTP status code and the response body that goes with it.
 Answer = tuple[int, dict[str, Any]]
@@ -85,7 +91,9 @@ class Echo:
     instant = True
 
     def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:
-        """Answer a chat completion or a response."""
+        """Answer a chat completion, a response or an embedding."""
+        if endpoint == EMBEDDINGS:
+            return _embedded(body)
         return _by_chat(self._chat, body, endpoint)
 
     def _chat(self, body: dict[str, Any]) -> Answer:
@@ -234,6 +242,32 @@ def _completion(
         "usage": usage,
         "system_fingerprint": None,
     }
+
+
+def _embedded(body: Mapping[str, Any]) -> Answer:
+    asked = body.get("input")
+    texts = [asked] if isinstance(asked, str) else asked
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
+        message = "Missing or invalid parameter: 'input'."
+        return 400, error_body(message, "invalid_value", "input")
+    size = body.get("dimensions") or _DIMENSIONS
+    as_base64 = body.get("encoding_format") == "base64"
+    data = []
+    for index, text in enumerate(texts):
+        vector: Any = _hashed(text, size)
+        if as_base64:
+            vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
+        data.append({"object": "embedding", "index": index, "embedding": vector})
+    n_tokens = sum(map(count_tokens, texts))
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+    return 200, {"object": "list", "data": data, "model": body.get("model"), "usage": usage}
+
+
+def _hashed(text: str, size: int) -> list[float]:
+    """A vector of length 1 that is a function of the text."""
+    raw = [byte - 127.5 for byte in shake_256(text.encode()).digest(size)]
+    length = math.sqrt(sum(value * value for value in raw))
+    return [value / length for value in raw]
 
 
 def _by_chat(

@@ -29,26 +29,32 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from batchframe.core.shards import Limits
-__all__ = ["OpenAIBatch", "complete", "register"]
+__all__ = ["OpenAIBatch", "complete", "embed", "register"]
 
 FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+#: A model for each function, as its messages name one.
+_EXAMPLE_MODELS = {"complete": "gpt-4o-mini", "embed": "text-embedding-3-small"}
+
+
 def _fitting(function: Callable[P, R]) -> Callable[P, R]:
     """The function; a call that does not fit its signature is a ParameterError."""
     signature = inspect.signature(function)
+    name = function.__name__
+    column = list(signature.parameters)[1].removesuffix("_col")
+    example = f'"{column}", "id", model="{_EXAMPLE_MODELS[name]}"'
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         misfit = _misfit(signature, args, kwargs)
         if misfit:
             raise ParameterError(
-                f"This call does not fit complete(): {misfit}. Nothing was sent. "
-                'Call df.openai_batch.complete("prompt", "id", model="gpt-4o-mini"), or '
-                'batchframe.complete(df, "prompt", "id", model="gpt-4o-mini"): two columns, then '
-                "keywords."
+                f"This call does not fit {name}(): {misfit}. Nothing was sent. "
+                f"Call df.openai_batch.{name}({example}), or batchframe.{name}(df, {example}): two "
+                "columns, then keywords."
             )
         return function(*args, **kwargs)
 
@@ -185,8 +191,9 @@ def complete(
     check_client(client)
     import pyarrow as pa
 
-    from batchframe.core.columns import result_columns
+    from batchframe.core.columns import Form, result_columns
     from batchframe.core.results import RESULT_SCHEMA
+    from batchframe.core.structure import read_texts
     from batchframe.frames import inputs
 
     labels, index = adapter.labels(frame), adapter.index_names(frame)
@@ -202,10 +209,11 @@ def complete(
         inputs.check_label(label, role, labels, index)
     if id_col is not None:
         inputs.check_label(id_col, "id_col", labels, index)
-    form, structure = read_response_format(response_format, endpoint)
-    columns_of = functools.partial(
-        result_columns, output=output, details=details, structure=structure
-    )
+    fields_of_format, structure = read_response_format(response_format, endpoint)
+    form = None
+    if structure is not None:
+        form = Form(read=functools.partial(read_texts, structure=structure))
+    columns_of = functools.partial(result_columns, output=output, details=details, form=form)
     nothing = columns_of(RESULT_SCHEMA.empty_table(), pa.array([], pa.int64()), skipped=None)
     inputs.check_free(adapter.new_labels(nothing), labels, output)
     body = body_params(
@@ -215,7 +223,9 @@ def complete(
         keywords=inspect.signature(complete).parameters.keys() - {"frame", "params"},
     )
     # Of responses, `text` may hold more than the format.
-    body |= {name: {**dict(body.get(name) or {}), **value} for name, value in form.items()}
+    body |= {
+        name: {**dict(body.get(name) or {}), **value} for name, value in fields_of_format.items()
+    }
     if body.get("n", 1) != 1:
         raise ParameterError(
             f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
@@ -234,42 +244,224 @@ def complete(
         else inputs.ids(adapter.column(frame, id_col), id_col)
     )
 
-    if prompts.null_count == len(prompts):
-        results, positions = RESULT_SCHEMA.empty_table(), pa.nulls(len(prompts), pa.int64())
-    else:
-        from batchframe.client import Provider
-        from batchframe.core.shards import Limits
-        from batchframe.core.spec import Spec
-        from batchframe.engine import Submission
-        from batchframe.run import Options, run_rows, warn_of_unknown_prices
-
-        provider = Provider(client)
-        spec = Spec(
-            endpoint=endpoint, model=model, system=system, params=body, account=provider.account
-        )
-        results, positions, *_ = run_rows(
-            ids,
-            prompts,
-            spec,
-            Submission(
-                provider=provider,
-                limits=limits or Limits(),
-                completion_window=completion_window,
-                poll_interval=poll_interval,
-                ask_if_unknown=on_unknown == "raise",
-                delete_remote=delete_remote,
-            ),
-            checkpoint_path(checkpoint, spec),
-            options=Options(
-                max_retries=max_retries,
-                retry_failed=retry_failed,
-                timeout=timeout,
-                progress=progress,
-            ),
-        )
-        warn_of_unknown_prices(results, spec.model)
+    results, positions = _answers(
+        ids,
+        prompts,
+        client=client,
+        checkpoint=checkpoint,
+        spec={"endpoint": endpoint, "model": model, "system": system, "params": body},
+        submission={
+            "limits": limits,
+            "completion_window": completion_window,
+            "poll_interval": poll_interval,
+            "ask_if_unknown": on_unknown == "raise",
+            "delete_remote": delete_remote,
+        },
+        options={
+            "max_retries": max_retries,
+            "retry_failed": retry_failed,
+            "timeout": timeout,
+            "progress": progress,
+        },
+    )
     columns = columns_of(results, positions, skipped=prompts.is_null())
     return cast("FrameT", adapter.attach(frame, columns, like=asked[0]))
+
+
+@_fitting
+def embed(
+    frame: FrameT,
+    /,
+    text_col: Hashable,
+    id_col: Hashable | None = None,
+    *,
+    model: str,
+    dimensions: int | None = None,
+    output: str = "embedding",
+    checkpoint: str | Path | None = None,
+    max_retries: int = 3,
+    retry_failed: bool = False,
+    nulls: str = "skip",
+    limits: "Limits | None" = None,
+    completion_window: str = "24h",
+    poll_interval: float | None = None,
+    timeout: float | None = None,
+    on_unknown: str = "resend",
+    delete_remote: bool = False,
+    progress: bool = True,
+    details: bool = False,
+    client: "openai.OpenAI | None" = None,
+    **params: Any,
+) -> FrameT:
+    """Embed a column of texts through the OpenAI Batch API.
+
+    All that is said of `complete` holds here: checkpoints, resuming, costs.
+
+    Args:
+        frame: A pandas or Polars DataFrame, or a pyarrow Table.
+        text_col: The column with the texts. Null and empty texts are not sent.
+        id_col: The column with the ids, as for `complete`; None tells rows apart by their texts.
+        model: The model that embeds, such as "text-embedding-3-small".
+        dimensions: How long each vector is to be, where the model can shorten them; the column then
+            has vectors of that fixed size. None: as long as the model makes them.
+        output: Names the new columns.
+        checkpoint: As for `complete`.
+        max_retries: As for `complete`.
+        retry_failed: As for `complete`.
+        nulls: As for `complete`.
+        limits: As for `complete`.
+        completion_window: As for `complete`.
+        poll_interval: As for `complete`.
+        timeout: As for `complete`.
+        on_unknown: As for `complete`.
+        delete_remote: As for `complete`.
+        progress: As for `complete`.
+        details: As for `complete`.
+        client: As for `complete`.
+        **params: Further body fields, as the SDK names them: user="..."
+
+    Returns:
+        A new frame of the same type with the columns, each one entry per row, in the frame's order:
+        `embedding` (32-bit floats: a Polars Array, or List where `dimensions` is None; the same in
+        pyarrow; in pandas NumPy arrays, which parquet keeps), and the further columns of
+        `complete`. A vector of another length than `dimensions` is `invalid`.
+
+    Raises:
+        As `complete`.
+
+    Example:
+        >>> import batchframe as bf, polars as pl
+        >>> df = pl.DataFrame({"id": [1, 2], "text": ["tree", "house"]})
+        >>> with bf.emulator.LocalServer() as server:
+        ...     out = df.openai_batch.embed(
+        ...         "text",
+        ...         "id",
+        ...         model="text-embedding-3-small",
+        ...         dimensions=4,
+        ...         client=server.client(),
+        ...         progress=False,
+        ...     )
+        >>> out["embedding"].dtype
+        Array(Float32, shape=(4,))
+    """
+    adapter = _adapter(frame)
+    check_values(
+        model=model,
+        dimensions=dimensions,
+        output=output,
+        checkpoint=checkpoint,
+        max_retries=max_retries,
+        retry_failed=retry_failed,
+        nulls=nulls,
+        limits=limits,
+        completion_window=completion_window,
+        poll_interval=poll_interval,
+        timeout=timeout,
+        on_unknown=on_unknown,
+        delete_remote=delete_remote,
+        progress=progress,
+        details=details,
+    )
+    check_client(client)
+    import pyarrow as pa
+
+    from batchframe.core.columns import Form, result_columns
+    from batchframe.core.results import RESULT_SCHEMA
+    from batchframe.core.spec import EMBEDDINGS
+    from batchframe.core.vectors import read_vectors
+    from batchframe.frames import inputs
+
+    labels, index = adapter.labels(frame), adapter.index_names(frame)
+    inputs.check_label(text_col, "text_col", labels, index)
+    if id_col is not None:
+        inputs.check_label(id_col, "id_col", labels, index)
+    columns_of = functools.partial(
+        result_columns,
+        output=output,
+        details=details,
+        form=Form(read=lambda texts: read_vectors(texts, dimensions), with_text=False),
+    )
+    nothing = columns_of(RESULT_SCHEMA.empty_table(), pa.array([], pa.int64()), skipped=None)
+    inputs.check_free(adapter.new_labels(nothing), labels, output)
+    body = body_params(
+        params,
+        EMBEDDINGS,
+        function="embed",
+        keywords=inspect.signature(embed).parameters.keys() - {"frame", "params"},
+    )
+    # A third of the bytes of numbers in words, and exact.
+    body["encoding_format"] = "base64"
+    if dimensions is not None:
+        body["dimensions"] = dimensions
+    texts = inputs.prompts(adapter.column(frame, text_col), text_col)
+    if nulls == "raise":
+        inputs.check_nulls(texts, f"column {text_col!r}")
+    ids = (
+        inputs.numbers(texts)
+        if id_col is None
+        else inputs.ids(adapter.column(frame, id_col), id_col)
+    )
+    results, positions = _answers(
+        ids,
+        texts,
+        client=client,
+        checkpoint=checkpoint,
+        spec={"endpoint": EMBEDDINGS, "model": model, "params": body},
+        submission={
+            "limits": limits,
+            "completion_window": completion_window,
+            "poll_interval": poll_interval,
+            "ask_if_unknown": on_unknown == "raise",
+            "delete_remote": delete_remote,
+        },
+        options={
+            "max_retries": max_retries,
+            "retry_failed": retry_failed,
+            "timeout": timeout,
+            "progress": progress,
+        },
+    )
+    columns = columns_of(results, positions, skipped=texts.is_null())
+    return cast("FrameT", adapter.attach(frame, columns, like=text_col))
+
+
+def _answers(
+    ids: "pa.Array",
+    prompts: "pa.Array",
+    *,
+    client: "openai.OpenAI | None",
+    checkpoint: str | Path | None,
+    spec: dict[str, Any],
+    submission: dict[str, Any],
+    options: dict[str, Any],
+) -> "tuple[pa.Table, pa.Int64Array]":
+    """What the provider answers, or has answered: results, and where each row has its own."""
+    if prompts.null_count == len(prompts):
+        import pyarrow as pa
+
+        from batchframe.core.results import RESULT_SCHEMA
+
+        return RESULT_SCHEMA.empty_table(), pa.nulls(len(prompts), pa.int64())
+
+    from batchframe.client import Provider
+    from batchframe.core.shards import Limits
+    from batchframe.core.spec import Spec
+    from batchframe.engine import Submission
+    from batchframe.run import Options, run_rows, warn_of_unknown_prices
+
+    provider = Provider(client)
+    shared = Spec(account=provider.account, **spec)
+    limits = submission.pop("limits") or Limits()
+    results, positions, *_ = run_rows(
+        ids,
+        prompts,
+        shared,
+        Submission(provider=provider, limits=limits, **submission),
+        checkpoint_path(checkpoint, shared),
+        options=Options(**options),
+    )
+    warn_of_unknown_prices(results, shared.model)
+    return results, positions
 
 
 def _method(
@@ -297,6 +489,7 @@ class OpenAIBatch:
         self._frame = frame
 
     complete = _method(complete)
+    embed = _method(embed)
 
 
 def register(library: Any) -> None:

@@ -1,3 +1,5 @@
+import base64
+import struct
 import sys
 
 import openai.types.chat
@@ -32,7 +34,24 @@ def test_the_echo_answers_responses_as_well():
     assert cut["output"][0]["content"][0]["text"] == "echo: one "
     assert cut["incomplete_details"] == {"reason": "max_output_tokens"}
 
-    assert Echo().answer({"input": "x"}, "/v1/embeddings")[0] == 404
+    assert Echo().answer({"input": "x"}, "/v1/moderations")[0] == 404
+
+
+def test_the_echo_embeds_a_text_by_its_hash():
+    _, one = Echo().answer({"input": ["a", "b"], "dimensions": 3}, "/v1/embeddings")
+    _, same = Echo().answer({"input": "a", "dimensions": 3}, "/v1/embeddings")
+    first, second = (item["embedding"] for item in one["data"])
+    assert first == same["data"][0]["embedding"] != second
+    assert sum(value**2 for value in first) == pytest.approx(1)
+    assert one["usage"] == {"prompt_tokens": 2, "total_tokens": 2}
+
+    asked = {"input": "a", "dimensions": 3, "encoding_format": "base64"}
+    _, packed = Echo().answer(asked, "/v1/embeddings")
+    assert struct.unpack("<3f", base64.b64decode(packed["data"][0]["embedding"])) == pytest.approx(
+        first
+    )
+    assert len(Echo().answer({"input": "a"}, "/v1/embeddings")[1]["data"][0]["embedding"]) == 1536
+    assert Echo().answer({"input": [1]}, "/v1/embeddings")[0] == 400
 
 
 def test_echo_answers_with_the_last_user_message():
