@@ -8,7 +8,9 @@ nothing but the frame. Heavy libraries are imported when a call needs them.
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pydantic import BaseModel
 
+    from batchframe.core.columns import Form
     from batchframe.core.shards import Limits
 __all__ = ["OpenAIBatch", "complete", "embed", "register"]
 
@@ -36,6 +39,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_EMBEDDINGS = "/v1/embeddings"
 #: A model for each function, as its messages name one.
 _EXAMPLE_MODELS = {"complete": "gpt-4o-mini", "embed": "text-embedding-3-small"}
 
@@ -168,12 +172,8 @@ def complete(
         >>> list(out["completion"])
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
-    adapter = _adapter(frame)
-    check_values(
-        model=model,
-        template=template,
-        system=system,
-        endpoint=endpoint,
+    check_values(model=model, template=template, system=system, endpoint=endpoint)
+    settings = _Settings(
         output=output,
         checkpoint=checkpoint,
         max_retries=max_retries,
@@ -187,41 +187,15 @@ def complete(
         delete_remote=delete_remote,
         progress=progress,
         details=details,
+        client=client,
     )
-    check_client(client)
-    import pyarrow as pa
-
-    from batchframe.core.columns import Form, result_columns
-    from batchframe.core.results import RESULT_SCHEMA
-    from batchframe.core.structure import read_texts
-    from batchframe.frames import inputs
-
-    labels, index = adapter.labels(frame), adapter.index_names(frame)
     if (prompt_col is None) == (template is None):
         raise ParameterError(
             "Exactly one of prompt_col and template= says what to ask; this call has "
             f"{'both' if template is not None else 'neither'}. Nothing was sent."
         )
-    fields = inputs.template_fields(template) if template is not None else []
-    asked = [prompt_col] if template is None else [name for _, name in fields if name is not None]
-    for label in asked:
-        role = "prompt_col" if template is None else "template"
-        inputs.check_label(label, role, labels, index)
-    if id_col is not None:
-        inputs.check_label(id_col, "id_col", labels, index)
     fields_of_format, structure = read_response_format(response_format, endpoint)
-    form = None
-    if structure is not None:
-        form = Form(read=functools.partial(read_texts, structure=structure))
-    columns_of = functools.partial(result_columns, output=output, details=details, form=form)
-    nothing = columns_of(RESULT_SCHEMA.empty_table(), pa.array([], pa.int64()), skipped=None)
-    inputs.check_free(adapter.new_labels(nothing), labels, output)
-    body = body_params(
-        params,
-        endpoint,
-        function="complete",
-        keywords=inspect.signature(complete).parameters.keys() - {"frame", "params"},
-    )
+    body = body_params(params, endpoint, function="complete", keywords=_keywords(complete))
     # Of responses, `text` may hold more than the format.
     body |= {
         name: {**dict(body.get(name) or {}), **value} for name, value in fields_of_format.items()
@@ -230,42 +204,36 @@ def complete(
         raise ParameterError(
             f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
         )
-    if template is not None:
-        prompts = inputs.rendered(fields, lambda name: adapter.column(frame, name))
-    elif (lists := adapter.lists(frame, prompt_col)) is not None:
-        prompts = inputs.messages(lists, prompt_col)
-    else:
-        prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
-    if nulls == "raise":
-        inputs.check_nulls(prompts, f"column {prompt_col!r}" if template is None else "a column")
-    ids = (
-        inputs.numbers(prompts)
-        if id_col is None
-        else inputs.ids(adapter.column(frame, id_col), id_col)
-    )
+    from batchframe.core.columns import Form
+    from batchframe.core.structure import read_texts
+    from batchframe.frames import inputs
 
-    results, positions = _answers(
-        ids,
-        prompts,
-        client=client,
-        checkpoint=checkpoint,
+    form = None
+    if structure is not None:
+        form = Form(read=functools.partial(read_texts, structure=structure))
+    if template is None:
+        asked, role = [prompt_col], "prompt_col"
+    else:
+        fields = inputs.template_fields(template)
+        asked, role = [name for _, name in fields if name is not None], "template"
+
+    def prompts_of(adapter: "_Adapter") -> "pa.Array":
+        if template is not None:
+            return inputs.rendered(fields, lambda name: adapter.column(frame, name))
+        if (lists := adapter.lists(frame, prompt_col)) is not None:
+            return inputs.messages(lists, prompt_col)
+        return inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
+
+    return _answered(
+        frame,
+        asked,
+        role,
+        id_col,
+        settings,
+        prompts_of=prompts_of,
+        form=form,
         spec={"endpoint": endpoint, "model": model, "system": system, "params": body},
-        submission={
-            "limits": limits,
-            "completion_window": completion_window,
-            "poll_interval": poll_interval,
-            "ask_if_unknown": on_unknown == "raise",
-            "delete_remote": delete_remote,
-        },
-        options={
-            "max_retries": max_retries,
-            "retry_failed": retry_failed,
-            "timeout": timeout,
-            "progress": progress,
-        },
     )
-    columns = columns_of(results, positions, skipped=prompts.is_null())
-    return cast("FrameT", adapter.attach(frame, columns, like=asked[0]))
 
 
 @_fitting
@@ -344,10 +312,8 @@ def embed(
         >>> out["embedding"].dtype
         Array(Float32, shape=(4,))
     """
-    adapter = _adapter(frame)
-    check_values(
-        model=model,
-        dimensions=dimensions,
+    check_values(model=model, dimensions=dimensions)
+    settings = _Settings(
         output=output,
         checkpoint=checkpoint,
         max_retries=max_retries,
@@ -361,106 +327,150 @@ def embed(
         delete_remote=delete_remote,
         progress=progress,
         details=details,
+        client=client,
     )
-    check_client(client)
-    import pyarrow as pa
-
-    from batchframe.core.columns import Form, result_columns
-    from batchframe.core.results import RESULT_SCHEMA
-    from batchframe.core.spec import EMBEDDINGS
-    from batchframe.core.vectors import read_vectors
-    from batchframe.frames import inputs
-
-    labels, index = adapter.labels(frame), adapter.index_names(frame)
-    inputs.check_label(text_col, "text_col", labels, index)
-    if id_col is not None:
-        inputs.check_label(id_col, "id_col", labels, index)
-    columns_of = functools.partial(
-        result_columns,
-        output=output,
-        details=details,
-        form=Form(read=lambda texts: read_vectors(texts, dimensions), with_text=False),
-    )
-    nothing = columns_of(RESULT_SCHEMA.empty_table(), pa.array([], pa.int64()), skipped=None)
-    inputs.check_free(adapter.new_labels(nothing), labels, output)
-    body = body_params(
-        params,
-        EMBEDDINGS,
-        function="embed",
-        keywords=inspect.signature(embed).parameters.keys() - {"frame", "params"},
-    )
+    body = body_params(params, _EMBEDDINGS, function="embed", keywords=_keywords(embed))
     # A third of the bytes of numbers in words, and exact.
     body["encoding_format"] = "base64"
     if dimensions is not None:
         body["dimensions"] = dimensions
-    texts = inputs.prompts(adapter.column(frame, text_col), text_col)
-    if nulls == "raise":
-        inputs.check_nulls(texts, f"column {text_col!r}")
+    from batchframe.core.columns import Form
+    from batchframe.core.vectors import read_vectors
+    from batchframe.frames import inputs
+
+    return _answered(
+        frame,
+        [text_col],
+        "text_col",
+        id_col,
+        settings,
+        prompts_of=lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
+        form=Form(read=lambda texts: read_vectors(texts, dimensions), with_text=False),
+        spec={"endpoint": _EMBEDDINGS, "model": model, "params": body},
+    )
+
+
+def _keywords(function: Callable[..., Any]) -> set[str]:
+    """The function's own keywords, which a misspelt one may have meant."""
+    return inspect.signature(function).parameters.keys() - {"frame", "params"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """The keywords that all functions have; none is taken that does not fit."""
+
+    output: str
+    checkpoint: str | Path | None
+    max_retries: int
+    retry_failed: bool
+    nulls: str
+    limits: "Limits | None"
+    completion_window: str
+    poll_interval: float | None
+    timeout: float | None
+    on_unknown: str
+    delete_remote: bool
+    progress: bool
+    details: bool
+    client: "openai.OpenAI | None"
+
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in fields_of(self)}
+        check_client(values.pop("client"))
+        check_values(**values)
+
+
+def _answered(
+    frame: FrameT,
+    asked: Sequence[Hashable],
+    role: str,
+    id_col: Hashable | None,
+    settings: _Settings,
+    *,
+    prompts_of: Callable[["_Adapter"], "pa.Array"],
+    form: "Form | None",
+    spec: Mapping[str, Any],
+) -> FrameT:
+    """The frame with the answers to its rows.
+
+    Args:
+        frame: The user's.
+        asked: The labels of the columns that prompts are made of.
+        role: The keyword that named them.
+        id_col: The label of the ids, or None.
+        settings: What the call says beside that.
+        prompts_of: Reads the prompts; called once the labels are known to be right.
+        form: What answers become.
+        spec: The fields of the Spec but the account.
+    """
+    import pyarrow as pa
+
+    from batchframe.core.columns import result_columns
+    from batchframe.core.results import RESULT_SCHEMA
+    from batchframe.frames import inputs
+
+    adapter = _adapter(frame)
+    labels, index = adapter.labels(frame), adapter.index_names(frame)
+    for label in asked:
+        inputs.check_label(label, role, labels, index)
+    if id_col is not None:
+        inputs.check_label(id_col, "id_col", labels, index)
+    columns_of = functools.partial(
+        result_columns, output=settings.output, details=settings.details, form=form
+    )
+    nothing = RESULT_SCHEMA.empty_table()
+    empty = columns_of(nothing, pa.array([], pa.int64()), skipped=None)
+    inputs.check_free(adapter.new_labels(empty), labels, settings.output)
+
+    prompts = prompts_of(adapter)
+    if settings.nulls == "raise":
+        inputs.check_nulls(prompts, asked)
     ids = (
-        inputs.numbers(texts)
+        inputs.numbers(prompts)
         if id_col is None
         else inputs.ids(adapter.column(frame, id_col), id_col)
     )
-    results, positions = _answers(
-        ids,
-        texts,
-        client=client,
-        checkpoint=checkpoint,
-        spec={"endpoint": EMBEDDINGS, "model": model, "params": body},
-        submission={
-            "limits": limits,
-            "completion_window": completion_window,
-            "poll_interval": poll_interval,
-            "ask_if_unknown": on_unknown == "raise",
-            "delete_remote": delete_remote,
-        },
-        options={
-            "max_retries": max_retries,
-            "retry_failed": retry_failed,
-            "timeout": timeout,
-            "progress": progress,
-        },
-    )
-    columns = columns_of(results, positions, skipped=texts.is_null())
-    return cast("FrameT", adapter.attach(frame, columns, like=text_col))
+    if prompts.null_count == len(prompts):
+        results, positions = nothing, pa.nulls(len(prompts), pa.int64())
+    else:
+        results, positions = _results(ids, prompts, settings, spec)
+    columns = columns_of(results, positions, skipped=prompts.is_null())
+    return cast("FrameT", adapter.attach(frame, columns, like=asked[0]))
 
 
-def _answers(
-    ids: "pa.Array",
-    prompts: "pa.Array",
-    *,
-    client: "openai.OpenAI | None",
-    checkpoint: str | Path | None,
-    spec: dict[str, Any],
-    submission: dict[str, Any],
-    options: dict[str, Any],
+def _results(
+    ids: "pa.Array", prompts: "pa.Array", settings: _Settings, fields: Mapping[str, Any]
 ) -> "tuple[pa.Table, pa.Int64Array]":
     """What the provider answers, or has answered: results, and where each row has its own."""
-    if prompts.null_count == len(prompts):
-        import pyarrow as pa
-
-        from batchframe.core.results import RESULT_SCHEMA
-
-        return RESULT_SCHEMA.empty_table(), pa.nulls(len(prompts), pa.int64())
-
     from batchframe.client import Provider
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Spec
     from batchframe.engine import Submission
     from batchframe.run import Options, run_rows, warn_of_unknown_prices
 
-    provider = Provider(client)
-    shared = Spec(account=provider.account, **spec)
-    limits = submission.pop("limits") or Limits()
+    provider = Provider(settings.client)
+    spec = Spec(account=provider.account, **fields)
     results, positions, *_ = run_rows(
         ids,
         prompts,
-        shared,
-        Submission(provider=provider, limits=limits, **submission),
-        checkpoint_path(checkpoint, shared),
-        options=Options(**options),
+        spec,
+        Submission(
+            provider=provider,
+            limits=settings.limits or Limits(),
+            completion_window=settings.completion_window,
+            poll_interval=settings.poll_interval,
+            ask_if_unknown=settings.on_unknown == "raise",
+            delete_remote=settings.delete_remote,
+        ),
+        checkpoint_path(settings.checkpoint, spec),
+        options=Options(
+            max_retries=settings.max_retries,
+            retry_failed=settings.retry_failed,
+            timeout=settings.timeout,
+            progress=settings.progress,
+        ),
     )
-    warn_of_unknown_prices(results, shared.model)
+    warn_of_unknown_prices(results, spec.model)
     return results, positions
 
 

@@ -148,10 +148,11 @@ def rendered(
     return pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
 
 
-def check_nulls(prompts: pa.Array, what: str) -> None:
-    """Raise RowError if a row has no prompt; `what` says where they come from."""
+def check_nulls(prompts: pa.Array, labels: Sequence[Hashable]) -> None:
+    """Raise RowError if a row has no prompt; `labels` are the columns that it is made of."""
     nulls = pc.indices_nonzero(pc.is_null(prompts))
     if len(nulls):
+        what = f"column {labels[0]!r}" if len(labels) == 1 else "one of the template's columns"
         raise RowError(
             f"{len(nulls)} {'row has' if len(nulls) == 1 else 'rows have'} no prompt: {what} is "
             f"null or empty in {_rows(nulls)}, and nulls='raise' was asked for. Nothing was sent. "
