@@ -37,7 +37,7 @@ from batchframe.errors import (
     RunTimeoutError,
     UnknownOutcomeError,
 )
-from batchframe.frames.accessor import complete, embed, register
+from batchframe.frames.accessor import complete, embed, moderate, register
 
 if TYPE_CHECKING:
     from batchframe import emulator
@@ -64,6 +64,7 @@ __all__ = [
     "complete",
     "embed",
     "emulator",
+    "moderate",
 ]
 
 for _library in ("pandas", "polars"):

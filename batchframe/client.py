@@ -25,10 +25,11 @@ import openai
 from openai._models import FinalRequestOptions
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from openai.types.embedding_create_params import EmbeddingCreateParams
+from openai.types.moderation_create_params import ModerationCreateParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
-from batchframe.core.spec import CHAT_COMPLETIONS, EMBEDDINGS, RESPONSES, Account
+from batchframe.core.spec import CHAT_COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, Account
 from batchframe.errors import (
     AccountMismatchError,
     ApiKeyError,
@@ -47,6 +48,7 @@ PARAMETERS = {
     CHAT_COMPLETIONS: frozenset(CompletionCreateParamsBase.__annotations__),
     RESPONSES: frozenset(ResponseCreateParamsBase.__annotations__),
     EMBEDDINGS: frozenset(EmbeddingCreateParams.__annotations__),
+    MODERATIONS: frozenset(ModerationCreateParams.__annotations__),
 }
 
 #: What an id may look like before it goes into an address.

@@ -29,6 +29,8 @@ class Form:
     read: _Reader
     #: Give the texts as well, as `<output>_text`.
     with_text: bool = True
+    #: Give each field of a struct as a column `<output>_<field>`, instead of the struct.
+    flat: bool = False
 
 
 # Suffix of the output's name -> type, in the order that the user sees.
@@ -108,9 +110,13 @@ def result_columns(
             )
     if values is not None:
         text = {"_text": columns[""]} if form is not None and form.with_text else {}
-        columns = columns | text | {"": values.take(positions)}
+        taken = values.take(positions)
+        first = {"": taken}
+        if form is not None and form.flat:
+            first = {f"_{f.name}": pc.struct_field(taken, f.name) for f in taken.type}
         rest = {suffix: type_ for suffix, type_ in types.items() if suffix}
-        types = {"": values.type, **dict.fromkeys(text, pa.string()), **rest}
+        columns = columns | text | first
+        types = {name: columns[name].type for name in (*first, *text)} | rest
     schema = pa.schema([(output + suffix, type_) for suffix, type_ in types.items()])
     return pa.table([columns[suffix] for suffix in types], schema=schema)
 

@@ -16,7 +16,14 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.spec import CHAT_COMPLETIONS, EMBEDDINGS, RESPONSES, Spec, json_value
+from batchframe.core.spec import (
+    CHAT_COMPLETIONS,
+    EMBEDDINGS,
+    MODERATIONS,
+    RESPONSES,
+    Spec,
+    json_value,
+)
 from batchframe.errors import ParameterError, RowError
 
 __all__ = ["Request", "RowKeys", "encode_messages", "render_requests", "row_keys"]
@@ -65,7 +72,7 @@ class _Renderer:
         system = [{"role": "system", "content": spec.system}] if spec.system is not None else []
         head = msgspec.json.encode({"model": spec.model, **spec.params})
         messages = b"".join(msgspec.json.encode(message) + b"," for message in system)
-        if spec.endpoint == EMBEDDINGS:  # a text by itself
+        if spec.endpoint in {EMBEDDINGS, MODERATIONS}:  # a text by itself
             self._prefix, self._suffix = head[:-1] + b',"input":', b"}"
             self._text_prefix, self._text_suffix = self._prefix, self._suffix
         else:

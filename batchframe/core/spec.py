@@ -17,6 +17,7 @@ from batchframe.errors import ParameterError
 __all__ = [
     "CHAT_COMPLETIONS",
     "EMBEDDINGS",
+    "MODERATIONS",
     "RESPONSES",
     "SPEC_VERSION",
     "Account",
@@ -30,6 +31,8 @@ CHAT_COMPLETIONS = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
 #: The endpoint of embeddings, likewise.
 EMBEDDINGS = "/v1/embeddings"
+#: The endpoint of moderations, likewise.
+MODERATIONS = "/v1/moderations"
 #: Layout of the checkpoint directory. A checkpoint of another version is refused.
 SPEC_VERSION = 1
 
@@ -54,8 +57,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     #: Layout version of the checkpoint.
     version: int = SPEC_VERSION
-    #: Path of the API that each request calls: "/v1/chat/completions", "/v1/responses" or
-    #: "/v1/embeddings".
+    #: Path of the API that each request calls: "/v1/chat/completions", "/v1/responses",
+    #: "/v1/embeddings" or "/v1/moderations".
     endpoint: str = CHAT_COMPLETIONS
     #: The model of every request: one input file may name only one.
     model: str

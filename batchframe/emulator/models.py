@@ -32,7 +32,15 @@ __all__ = [
 ]
 
 #: The endpoints that the local models answer, or some of them.
-CHAT, RESPONSES, EMBEDDINGS = "/v1/chat/completions", "/v1/responses", "/v1/embeddings"
+CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+EMBEDDINGS, MODERATIONS = "/v1/embeddings", "/v1/moderations"
+
+#: What is judged (OpenAI API spec, 2026-08).
+_CATEGORIES = (
+    *("harassment", "harassment/threatening", "hate", "hate/threatening"),
+    *("illicit", "illicit/violent", "self-harm", "self-harm/instructions", "self-harm/intent"),
+    *("sexual", "sexual/minors", "violence", "violence/graphic"),
+)
 
 #: Dimensions of an embedding that names none, as many as text-embedding-3-small has.
 _DIMENSIONS = 1536
@@ -91,7 +99,9 @@ class Echo:
     instant = True
 
     def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:
-        """Answer a chat completion, a response or an embedding."""
+        """Answer a chat completion, a response, an embedding or a moderation."""
+        if endpoint == MODERATIONS:
+            return _judged(body)
         if endpoint == EMBEDDINGS:
             return _embedded(body)
         return _by_chat(self._chat, body, endpoint)
@@ -205,6 +215,13 @@ def error_body(message: str, code: str | None, param: str | None) -> dict[str, A
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+#: What is answered where a body has no texts.
+_NO_TEXTS: Answer = (
+    400,
+    error_body("Missing or invalid parameter: 'input'.", "invalid_value", "input"),
+)
+
+
 def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str):
@@ -245,11 +262,9 @@ def _completion(
 
 
 def _embedded(body: Mapping[str, Any]) -> Answer:
-    asked = body.get("input")
-    texts = [asked] if isinstance(asked, str) else asked
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        message = "Missing or invalid parameter: 'input'."
-        return 400, error_body(message, "invalid_value", "input")
+    texts = _texts(body)
+    if not texts:
+        return _NO_TEXTS
     size = body.get("dimensions") or _DIMENSIONS
     as_base64 = body.get("encoding_format") == "base64"
     data = []
@@ -261,6 +276,35 @@ def _embedded(body: Mapping[str, Any]) -> Answer:
     n_tokens = sum(map(count_tokens, texts))
     usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     return 200, {"object": "list", "data": data, "model": body.get("model"), "usage": usage}
+
+
+def _judged(body: Mapping[str, Any]) -> Answer:
+    """Each category is flagged whose name stands in the text."""
+    texts = _texts(body)
+    if not texts:
+        return _NO_TEXTS
+    verdicts = []
+    for text in texts:
+        categories = {name: name in text for name in _CATEGORIES}
+        verdicts.append(
+            {
+                "flagged": any(categories.values()),
+                "categories": categories,
+                "category_scores": {name: float(flag) for name, flag in categories.items()},
+                "category_applied_input_types": {name: ["text"] for name in categories},
+            }
+        )
+    identity = blake2b("".join(texts).encode(), digest_size=12).hexdigest()
+    return 200, {"id": f"modr-{identity}", "model": body.get("model"), "results": verdicts}
+
+
+def _texts(body: Mapping[str, Any]) -> list[str]:
+    """The texts that a body asks about; none where it is not made of texts."""
+    asked = body.get("input")
+    texts = [asked] if isinstance(asked, str) else asked
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return []
+    return texts
 
 
 def _hashed(text: str, size: int) -> list[float]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from batchframe.core.columns import Form
     from batchframe.core.shards import Limits
-__all__ = ["OpenAIBatch", "complete", "embed", "register"]
+__all__ = ["OpenAIBatch", "complete", "embed", "moderate", "register"]
 
 FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
 P = ParamSpec("P")
@@ -40,8 +40,13 @@ R = TypeVar("R")
 
 
 _EMBEDDINGS = "/v1/embeddings"
+_MODERATIONS = "/v1/moderations"
 #: A model for each function, as its messages name one.
-_EXAMPLE_MODELS = {"complete": "gpt-4o-mini", "embed": "text-embedding-3-small"}
+_EXAMPLE_MODELS = {
+    "complete": "gpt-4o-mini",
+    "embed": "text-embedding-3-small",
+    "moderate": "omni-moderation-latest",
+}
 
 
 def _fitting(function: Callable[P, R]) -> Callable[P, R]:
@@ -350,6 +355,111 @@ def embed(
     )
 
 
+@_fitting
+def moderate(
+    frame: FrameT,
+    /,
+    text_col: Hashable,
+    id_col: Hashable | None = None,
+    *,
+    model: str = "omni-moderation-latest",
+    output: str = "moderation",
+    checkpoint: str | Path | None = None,
+    max_retries: int = 3,
+    retry_failed: bool = False,
+    nulls: str = "skip",
+    limits: "Limits | None" = None,
+    completion_window: str = "24h",
+    poll_interval: float | None = None,
+    timeout: float | None = None,
+    on_unknown: str = "resend",
+    delete_remote: bool = False,
+    progress: bool = True,
+    details: bool = False,
+    client: "openai.OpenAI | None" = None,
+    **params: Any,
+) -> FrameT:
+    """Have a column of texts judged by OpenAI's moderation models, which cost nothing.
+
+    All that is said of `complete` holds here: checkpoints, resuming, errors.
+
+    Args:
+        frame: A pandas or Polars DataFrame, or a pyarrow Table.
+        text_col: The column with the texts. Null and empty texts are not sent.
+        id_col: The column with the ids, as for `complete`; None tells rows apart by their texts.
+        model: The model that judges.
+        output: Names the new columns.
+        checkpoint: As for `complete`.
+        max_retries: As for `complete`.
+        retry_failed: As for `complete`.
+        nulls: As for `complete`.
+        limits: As for `complete`.
+        completion_window: As for `complete`.
+        poll_interval: As for `complete`.
+        timeout: As for `complete`.
+        on_unknown: As for `complete`.
+        delete_remote: As for `complete`.
+        progress: As for `complete`.
+        details: As for `complete`.
+        client: As for `complete`.
+        **params: Further body fields, as the SDK names them.
+
+    Returns:
+        A new frame of the same type with the columns, each one entry per row, in the frame's order:
+        `moderation_flagged` and one column for each category, such as
+        `moderation_harassment_threatening` (truth values; null where there is no verdict, or where
+        the model does not know the category), and the further columns of `complete`.
+
+    Raises:
+        As `complete`.
+
+    Example:
+        >>> import batchframe as bf, polars as pl
+        >>> df = pl.DataFrame({"id": [1, 2], "text": ["a walk", "violence"]})
+        >>> with bf.emulator.LocalServer() as server:
+        ...     out = df.openai_batch.moderate(
+        ...         "text", "id", client=server.client(), progress=False
+        ...     )
+        >>> out["moderation_flagged"].to_list()
+        [False, True]
+    """
+    check_values(model=model)
+    settings = _Settings(
+        output=output,
+        checkpoint=checkpoint,
+        max_retries=max_retries,
+        retry_failed=retry_failed,
+        nulls=nulls,
+        limits=limits,
+        completion_window=completion_window,
+        poll_interval=poll_interval,
+        timeout=timeout,
+        on_unknown=on_unknown,
+        delete_remote=delete_remote,
+        progress=progress,
+        details=details,
+        client=client,
+    )
+    body = body_params(params, _MODERATIONS, function="moderate", keywords=_keywords(moderate))
+    from batchframe.core.columns import Form
+    from batchframe.core.structure import read_texts
+    from batchframe.core.verdicts import VERDICT
+    from batchframe.frames import inputs
+
+    return _answered(
+        frame,
+        [text_col],
+        "text_col",
+        id_col,
+        settings,
+        prompts_of=lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
+        form=Form(
+            read=functools.partial(read_texts, structure=VERDICT), with_text=False, flat=True
+        ),
+        spec={"endpoint": _MODERATIONS, "model": model, "params": body},
+    )
+
+
 def _keywords(function: Callable[..., Any]) -> set[str]:
     """The function's own keywords, which a misspelt one may have meant."""
     return inspect.signature(function).parameters.keys() - {"frame", "params"}
@@ -500,6 +610,7 @@ class OpenAIBatch:
 
     complete = _method(complete)
     embed = _method(embed)
+    moderate = _method(moderate)
 
 
 def register(library: Any) -> None:

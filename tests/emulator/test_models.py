@@ -34,7 +34,21 @@ def test_the_echo_answers_responses_as_well():
     assert cut["output"][0]["content"][0]["text"] == "echo: one "
     assert cut["incomplete_details"] == {"reason": "max_output_tokens"}
 
-    assert Echo().answer({"input": "x"}, "/v1/moderations")[0] == 404
+    assert Echo().answer({"prompt": "x"}, "/v1/completions")[0] == 404
+
+
+def test_the_echo_flags_the_categories_that_a_text_names():
+    _, answer = Echo().answer({"input": ["a walk", "hate/threatening"]}, "/v1/moderations")
+    mild, harsh = answer["results"]
+    assert mild["flagged"] is False
+    assert harsh["flagged"] is True
+    assert [name for name, flag in harsh["categories"].items() if flag] == [
+        "hate",
+        "hate/threatening",
+    ]
+    answer["model"] = "omni-moderation-latest"
+    assert openai.types.ModerationCreateResponse.model_validate(answer).results[1].flagged
+    assert Echo().answer({"input": []}, "/v1/moderations")[0] == 400
 
 
 def test_the_echo_embeds_a_text_by_its_hash():

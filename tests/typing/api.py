@@ -20,6 +20,17 @@ def polars_in_polars_out(df: pl.DataFrame) -> None:
     assert_type(df.pipe(bf.complete, "prompt", "id", model="m"), pl.DataFrame)
 
 
+def the_sisters_keep_the_type_too(df: pd.DataFrame, other: pl.DataFrame) -> None:
+    assert_type(bf.embed(df, "text", "id", model="m", dimensions=4), pd.DataFrame)
+    assert_type(bf.moderate(df, "text"), pd.DataFrame)
+    assert_type(bf.embed(other, "text", model="m"), pl.DataFrame)
+    assert_type(other.pipe(bf.moderate, "text", "id"), pl.DataFrame)
+    assert_type(bf.complete(other, template="Say {text}", model="m", nulls="raise"), pl.DataFrame)
+    assert_type(
+        bf.complete(df, "text", model="m", response_format={"type": "json_object"}), pd.DataFrame
+    )
+
+
 def a_subclass_stays() -> None:
     class Survey(pd.DataFrame):
         pass
