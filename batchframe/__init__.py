@@ -37,7 +37,7 @@ from batchframe.errors import (
     RunTimeoutError,
     UnknownOutcomeError,
 )
-from batchframe.frames.accessor import complete, embed, moderate, register
+from batchframe.frames.accessor import attach, complete, embed, moderate, register
 
 if TYPE_CHECKING:
     from batchframe import emulator
@@ -61,6 +61,7 @@ __all__ = [
     "RowError",
     "RunTimeoutError",
     "UnknownOutcomeError",
+    "attach",
     "complete",
     "embed",
     "emulator",

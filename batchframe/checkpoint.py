@@ -150,6 +150,26 @@ class Checkpoint:
             checkpoint._users += 1
         return checkpoint  # type: ignore[return-value]
 
+    @classmethod
+    def read(cls, path: Path, storage: Storage, clock: Clock) -> Self:
+        """The checkpoint at `path` as it is now, to be read: nothing is locked and nothing made.
+
+        Another process may be at work on it; what that commits later is not seen.
+
+        Raises:
+            CheckpointMismatchError: it is of another version.
+            CheckpointCorruptError: its log is broken.
+            CheckpointError: there is none.
+        """
+        resolved = path.resolve()
+        try:
+            data = storage.read(resolved / "spec.json")
+        except OSError as error:
+            raise CheckpointError(f"{resolved} cannot be read as a checkpoint: {error}.") from error
+        checkpoint = cls(resolved, _spec_in(data, resolved), storage, clock)
+        checkpoint._replay()
+        return checkpoint
+
     def share(self) -> None:
         """One more user of the open checkpoint, who closes it as well."""
         with self._open_lock:
@@ -367,17 +387,7 @@ class Checkpoint:
         path = self.path / "spec.json"
         if self._storage.create(path, self.spec.to_json()):
             return
-        data = self._storage.read(path)
-        version = _version_of(data)
-        if version not in {None, SPEC_VERSION}:
-            raise CheckpointMismatchError(
-                f"{self.path} was written by another version of batchframe (layout {version}, "
-                f"this one reads {SPEC_VERSION}). Use that version, or another checkpoint=."
-            )
-        try:
-            there = Spec.from_json(data)
-        except msgspec.DecodeError as error:
-            raise CheckpointCorruptError(f"{path} cannot be read: {error}.") from None
+        there = _spec_in(self._storage.read(path), self.path)
         if there != self.spec:
             raise _mismatch(self.path, self.spec, there)
 
@@ -482,6 +492,20 @@ class Checkpoint:
 
     def _results_path(self, number: int) -> Path:
         return self.path / "results" / f"{number:05d}.parquet"
+
+
+def _spec_in(data: bytes, path: Path) -> Spec:
+    """The spec of the checkpoint at `path`, from the content of its spec.json."""
+    version = _version_of(data)
+    if version not in {None, SPEC_VERSION}:
+        raise CheckpointMismatchError(
+            f"{path} was written by another version of batchframe (layout {version}, this one "
+            f"reads {SPEC_VERSION}). Use that version, or another checkpoint=."
+        )
+    try:
+        return Spec.from_json(data)
+    except msgspec.DecodeError as error:
+        raise CheckpointCorruptError(f"{path / 'spec.json'} cannot be read: {error}.") from None
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

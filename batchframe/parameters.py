@@ -23,6 +23,7 @@ __all__ = [
     "checkpoint_path",
     "closest",
     "response_format",
+    "sent_structure",
 ]
 
 #: The shortest time between two looks at a batch, in seconds, and the longest: its window.
@@ -237,6 +238,17 @@ def response_format(value: object, endpoint: str) -> "tuple[dict[str, Any], Stru
         flat = {"type": form["type"], **form.get("json_schema", {})}
         return {"text": {"format": flat}}, structure
     return {"response_format": form}, structure
+
+
+def sent_structure(body: Mapping[str, Any]) -> "Structure | None":
+    """What answers look like by the fields of a body that was sent; None for text."""
+    text = body.get("text")
+    form = text.get("format") if isinstance(text, Mapping) else body.get("response_format")
+    if not isinstance(form, Mapping) or form.get("type") in {None, "text"}:
+        return None
+    if form["type"] == "json_schema" and "json_schema" not in form:  # that of responses
+        form = {"type": "json_schema", "json_schema": dict(form)}
+    return _read_format(form)[1]
 
 
 def _read_format(value: object) -> "tuple[dict[str, Any], Structure | None]":

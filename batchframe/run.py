@@ -47,7 +47,7 @@ from batchframe.errors import CheckpointCorruptError, ProviderError, RowError, R
 from batchframe.progress import Bars, Progress, Silence, Tally
 from batchframe.storage import Storage
 
-__all__ = ["Answers", "Options", "run_rows", "warn_of_unknown_prices"]
+__all__ = ["Answers", "Options", "find_rows", "run_rows", "warn_of_unknown_prices"]
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +139,24 @@ def run_rows(
         checkpoint.close()
 
 
+def find_rows(ids: pa.Array, prompts: pa.Array, checkpoint: Checkpoint) -> Answers:
+    """What a checkpoint holds for rows, wherever they were sent from; nothing is sent.
+
+    Args:
+        ids: Integers or strings, one per row, without nulls or duplicates.
+        prompts: One per row, as for `run_rows`.
+        checkpoint: Opened by `Checkpoint.read`.
+    """
+    keys = row_keys(ids, prompts, checkpoint.spec).keys
+    return _answers(keys, checkpoint)
+
+
+def _answers(keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint) -> Answers:
+    results = latest(checkpoint.results())
+    positions = pc.index_in(keys, value_set=_keys_of(results), skip_nulls=True)
+    return Answers(results, positions.cast(pa.int64()), keys, checkpoint)
+
+
 @dataclass(slots=True, eq=False)
 class _Run:
     ids: pa.Array
@@ -181,9 +199,7 @@ class _Run:
             self.engine.release(self)
             self.jobs.clear()
             self._looked_at.clear()
-        results = latest(self.checkpoint.results())
-        positions = pc.index_in(self.keys, value_set=_keys_of(results))
-        return Answers(results, positions.cast(pa.int64()), self.keys, self.checkpoint)
+        return _answers(self.keys, self.checkpoint)
 
     def explain(self, error: BaseException) -> None:
         """Tell with an error what goes on without this call, and how to come back."""

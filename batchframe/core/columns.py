@@ -65,6 +65,7 @@ def result_columns(
     output: str,
     details: bool,
     form: Form | None = None,
+    unanswered: str | None = Status.MISSING,
 ) -> pa.Table:
     """The new columns, one entry per input row, in the frame's order.
 
@@ -80,6 +81,7 @@ def result_columns(
         details: Add finish reason, model, request id and batch id.
         form: What answers become. Those that do not fit are `invalid`, with the reason. Where they
             have a type of their own, the first column has it.
+        unanswered: The status of rows that were not skipped and have no result.
     """
     values = None
     if form is not None:
@@ -93,7 +95,7 @@ def result_columns(
         "": _take(results["completion"], positions),
         "_status": pc.if_else(
             no_result,
-            pc.if_else(skipped, Status.SKIPPED, Status.MISSING),
+            pc.if_else(skipped, Status.SKIPPED, pa.scalar(unanswered, pa.string())),
             _take(results["status"], positions),
         ),
         "_error": _take(_errors(results), positions),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from batchframe.errors import ParameterError
 from batchframe.parameters import (
@@ -20,6 +20,7 @@ from batchframe.parameters import (
     check_client,
     check_values,
     checkpoint_path,
+    sent_structure,
 )
 from batchframe.parameters import response_format as read_response_format
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from batchframe.core.columns import Form
     from batchframe.core.shards import Limits
-__all__ = ["OpenAIBatch", "complete", "embed", "moderate", "register"]
+__all__ = ["OpenAIBatch", "attach", "complete", "embed", "moderate", "register"]
 
 FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
 P = ParamSpec("P")
@@ -41,11 +42,12 @@ R = TypeVar("R")
 
 _EMBEDDINGS = "/v1/embeddings"
 _MODERATIONS = "/v1/moderations"
-#: A model for each function, as its messages name one.
-_EXAMPLE_MODELS = {
-    "complete": "gpt-4o-mini",
-    "embed": "text-embedding-3-small",
-    "moderate": "omni-moderation-latest",
+#: A call of each function, as its messages show one.
+_EXAMPLES = {
+    "complete": '"prompt", "id", model="gpt-4o-mini"',
+    "embed": '"text", "id", model="text-embedding-3-small"',
+    "moderate": '"text", "id"',
+    "attach": '"runs/a", "prompt", "id"',
 }
 
 
@@ -53,8 +55,7 @@ def _fitting(function: Callable[P, R]) -> Callable[P, R]:
     """The function; a call that does not fit its signature is a ParameterError."""
     signature = inspect.signature(function)
     name = function.__name__
-    column = list(signature.parameters)[1].removesuffix("_col")
-    example = f'"{column}", "id", model="{_EXAMPLE_MODELS[name]}"'
+    example = _EXAMPLES[name]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -62,8 +63,8 @@ def _fitting(function: Callable[P, R]) -> Callable[P, R]:
         if misfit:
             raise ParameterError(
                 f"This call does not fit {name}(): {misfit}. Nothing was sent. "
-                f"Call df.openai_batch.{name}({example}), or batchframe.{name}(df, {example}): two "
-                "columns, then keywords."
+                f"Call df.openai_batch.{name}({example}), or batchframe.{name}(df, {example}): all "
+                "else goes by keyword."
             )
         return function(*args, **kwargs)
 
@@ -194,11 +195,6 @@ def complete(
         details=details,
         client=client,
     )
-    if (prompt_col is None) == (template is None):
-        raise ParameterError(
-            "Exactly one of prompt_col and template= says what to ask; this call has "
-            f"{'both' if template is not None else 'neither'}. Nothing was sent."
-        )
     fields_of_format, structure = read_response_format(response_format, endpoint)
     body = body_params(params, endpoint, function="complete", keywords=_keywords(complete))
     # Of responses, `text` may hold more than the format.
@@ -211,33 +207,21 @@ def complete(
         )
     from batchframe.core.columns import Form
     from batchframe.core.structure import read_texts
-    from batchframe.frames import inputs
 
     form = None
     if structure is not None:
         form = Form(read=functools.partial(read_texts, structure=structure))
-    if template is None:
-        asked, role = [prompt_col], "prompt_col"
-    else:
-        fields = inputs.template_fields(template)
-        asked, role = [name for _, name in fields if name is not None], "template"
-
-    def prompts_of(adapter: "_Adapter") -> "pa.Array":
-        if template is not None:
-            return inputs.rendered(fields, lambda name: adapter.column(frame, name))
-        if (lists := adapter.lists(frame, prompt_col)) is not None:
-            return inputs.messages(lists, prompt_col)
-        return inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
-
     return _answered(
         frame,
-        asked,
-        role,
+        _question(frame, prompt_col, template),
         id_col,
         settings,
-        prompts_of=prompts_of,
+        functools.partial(
+            _sent,
+            settings=settings,
+            spec={"endpoint": endpoint, "model": model, "system": system, "params": body},
+        ),
         form=form,
-        spec={"endpoint": endpoint, "model": model, "system": system, "params": body},
     )
 
 
@@ -339,19 +323,17 @@ def embed(
     body["encoding_format"] = "base64"
     if dimensions is not None:
         body["dimensions"] = dimensions
-    from batchframe.core.columns import Form
-    from batchframe.core.vectors import read_vectors
-    from batchframe.frames import inputs
-
     return _answered(
         frame,
-        [text_col],
-        "text_col",
+        _texts(frame, text_col),
         id_col,
         settings,
-        prompts_of=lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
-        form=Form(read=lambda texts: read_vectors(texts, dimensions), with_text=False),
-        spec={"endpoint": _EMBEDDINGS, "model": model, "params": body},
+        functools.partial(
+            _sent,
+            settings=settings,
+            spec={"endpoint": _EMBEDDINGS, "model": model, "params": body},
+        ),
+        form=_form_of(_EMBEDDINGS, body),
     )
 
 
@@ -441,22 +423,110 @@ def moderate(
         client=client,
     )
     body = body_params(params, _MODERATIONS, function="moderate", keywords=_keywords(moderate))
-    from batchframe.core.columns import Form
-    from batchframe.core.structure import read_texts
-    from batchframe.core.verdicts import VERDICT
-    from batchframe.frames import inputs
-
     return _answered(
         frame,
-        [text_col],
-        "text_col",
+        _texts(frame, text_col),
         id_col,
         settings,
-        prompts_of=lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
-        form=Form(
-            read=functools.partial(read_texts, structure=VERDICT), with_text=False, flat=True
+        functools.partial(
+            _sent,
+            settings=settings,
+            spec={"endpoint": _MODERATIONS, "model": model, "params": body},
         ),
-        spec={"endpoint": _MODERATIONS, "model": model, "params": body},
+        form=_form_of(_MODERATIONS, body),
+    )
+
+
+@_fitting
+def attach(
+    frame: FrameT,
+    /,
+    checkpoint: str | Path,
+    prompt_col: Hashable | None = None,
+    id_col: Hashable | None = None,
+    *,
+    template: str | None = None,
+    output: str = "completion",
+    details: bool = False,
+) -> FrameT:
+    """Put what a checkpoint holds onto a frame that has its rows; nothing is sent.
+
+    Rows are found by their ids and prompts, in whatever frame, library and order they stand. The
+    checkpoint knows what was asked for: structured answers, vectors and verdicts have their types.
+    It may be in use by another process.
+
+    Args:
+        frame: A pandas or Polars DataFrame, or a pyarrow Table.
+        checkpoint: The directory, as it was given to `complete`, `embed` or `moderate`.
+        prompt_col: The column with the prompts or texts, as it was given there.
+        id_col: The column with the ids, likewise.
+        template: The template, likewise.
+        output: Names the new columns.
+        details: As for `complete`.
+
+    Returns:
+        A new frame of the same type with the columns that the call made or will make, each one
+        entry per row, in the frame's order. Rows without a result yet, or that the checkpoint does
+        not know, have no status.
+
+    Raises:
+        InputError: the call or the frame does not fit.
+        CheckpointError: there is no such checkpoint, or it is broken.
+
+    Example:
+        >>> import batchframe as bf, polars as pl, tempfile
+        >>> df = pl.DataFrame({"id": [1, 2], "prompt": ["2 + 2?", "3 + 3?"]})
+        >>> runs = tempfile.mkdtemp()
+        >>> with bf.emulator.LocalServer() as server:
+        ...     _ = df.head(1).openai_batch.complete(
+        ...         "prompt",
+        ...         "id",
+        ...         model="gpt-4o-mini",
+        ...         checkpoint=runs,
+        ...         client=server.client(),
+        ...         progress=False,
+        ...     )
+        >>> df.openai_batch.attach(runs, "prompt", "id")["completion"].to_list()
+        ['echo: 2 + 2?', None]
+    """
+    check_values(checkpoint=checkpoint, template=template, output=output, details=details)
+    from batchframe.checkpoint import Checkpoint
+    from batchframe.clock import SystemClock
+    from batchframe.run import find_rows
+    from batchframe.storage import Storage
+
+    there = Checkpoint.read(Path(checkpoint).expanduser(), Storage(), SystemClock())
+    return _answered(
+        frame,
+        _question(frame, prompt_col, template),
+        id_col,
+        _Columns(output=output, details=details, nulls="skip"),
+        lambda ids, prompts: find_rows(ids, prompts, there)[:2],
+        form=_form_of(there.spec.endpoint, there.spec.params),
+        unanswered=None,
+    )
+
+
+def _form_of(endpoint: str, body: Mapping[str, Any]) -> "Form | None":
+    """What answers become, as the fields of all bodies say."""
+    from batchframe.core.columns import Form
+    from batchframe.core.structure import read_texts
+
+    if endpoint == _EMBEDDINGS:
+        from batchframe.core.vectors import read_vectors
+
+        return Form(
+            read=functools.partial(read_vectors, n_dimensions=body.get("dimensions")),
+            with_text=False,
+        )
+    if endpoint == _MODERATIONS:
+        from batchframe.core.verdicts import VERDICT
+
+        reader = functools.partial(read_texts, structure=VERDICT)
+        return Form(read=reader, with_text=False, flat=True)
+    structure = sent_structure(body)
+    return (
+        None if structure is None else Form(read=functools.partial(read_texts, structure=structure))
     )
 
 
@@ -466,14 +536,21 @@ def _keywords(function: Callable[..., Any]) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings:
-    """The keywords that all functions have; none is taken that does not fit."""
+class _Columns:
+    """What a call says of its new columns and its rows."""
 
     output: str
+    details: bool
+    nulls: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings(_Columns):
+    """The keywords of all functions that send; none is taken that does not fit."""
+
     checkpoint: str | Path | None
     max_retries: int
     retry_failed: bool
-    nulls: str
     limits: "Limits | None"
     completion_window: str
     poll_interval: float | None
@@ -481,7 +558,6 @@ class _Settings:
     on_unknown: str
     delete_remote: bool
     progress: bool
-    details: bool
     client: "openai.OpenAI | None"
 
     def __post_init__(self) -> None:
@@ -490,28 +566,74 @@ class _Settings:
         check_values(**values)
 
 
+class _Question(NamedTuple):
+    """Where the prompts of a call come from."""
+
+    #: The labels of the columns that they are made of.
+    labels: Sequence[Hashable]
+    #: The keyword that named them.
+    role: str
+    #: Reads them; called once the labels are known to be right.
+    read: Callable[["_Adapter"], "pa.Array"]
+
+
+def _question(frame: Any, prompt_col: Hashable | None, template: str | None) -> _Question:
+    """The prompts of a column, or of a template over several."""
+    if (prompt_col is None) == (template is None):
+        raise ParameterError(
+            "Exactly one of prompt_col and template= says what to ask; this call has "
+            f"{'both' if template is not None else 'neither'}. Nothing was sent."
+        )
+    from batchframe.frames import inputs
+
+    if template is not None:
+        fields = inputs.template_fields(template)
+        names = [name for _, name in fields if name is not None]
+
+        def rendered(adapter: "_Adapter") -> "pa.Array":
+            return inputs.rendered(fields, lambda name: adapter.column(frame, name))
+
+        return _Question(names, "template", rendered)
+
+    def prompts(adapter: "_Adapter") -> "pa.Array":
+        if (lists := adapter.lists(frame, prompt_col)) is not None:
+            return inputs.messages(lists, prompt_col)
+        return inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
+
+    return _Question([prompt_col], "prompt_col", prompts)
+
+
+def _texts(frame: Any, text_col: Hashable) -> _Question:
+    """The texts of a column."""
+    from batchframe.frames import inputs
+
+    return _Question(
+        [text_col],
+        "text_col",
+        lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
+    )
+
+
 def _answered(
     frame: FrameT,
-    asked: Sequence[Hashable],
-    role: str,
+    question: _Question,
     id_col: Hashable | None,
-    settings: _Settings,
+    columns: _Columns,
+    answer: Callable[["pa.Array", "pa.Array"], "tuple[pa.Table, pa.Int64Array]"],
     *,
-    prompts_of: Callable[["_Adapter"], "pa.Array"],
     form: "Form | None",
-    spec: Mapping[str, Any],
+    unanswered: str | None = "missing",
 ) -> FrameT:
     """The frame with the answers to its rows.
 
     Args:
         frame: The user's.
-        asked: The labels of the columns that prompts are made of.
-        role: The keyword that named them.
+        question: Where the prompts come from.
         id_col: The label of the ids, or None.
-        settings: What the call says beside that.
-        prompts_of: Reads the prompts; called once the labels are known to be right.
+        columns: What the call says of new columns and rows.
+        answer: Ids and prompts -> results, and where each row has its own.
         form: What answers become.
-        spec: The fields of the Spec but the account.
+        unanswered: The status of rows without a result.
     """
     import pyarrow as pa
 
@@ -521,20 +643,24 @@ def _answered(
 
     adapter = _adapter(frame)
     labels, index = adapter.labels(frame), adapter.index_names(frame)
-    for label in asked:
-        inputs.check_label(label, role, labels, index)
+    for label in question.labels:
+        inputs.check_label(label, question.role, labels, index)
     if id_col is not None:
         inputs.check_label(id_col, "id_col", labels, index)
     columns_of = functools.partial(
-        result_columns, output=settings.output, details=settings.details, form=form
+        result_columns,
+        output=columns.output,
+        details=columns.details,
+        form=form,
+        unanswered=unanswered,
     )
     nothing = RESULT_SCHEMA.empty_table()
     empty = columns_of(nothing, pa.array([], pa.int64()), skipped=None)
-    inputs.check_free(adapter.new_labels(empty), labels, settings.output)
+    inputs.check_free(adapter.new_labels(empty), labels, columns.output)
 
-    prompts = prompts_of(adapter)
-    if settings.nulls == "raise":
-        inputs.check_nulls(prompts, asked)
+    prompts = question.read(adapter)
+    if columns.nulls == "raise":
+        inputs.check_nulls(prompts, question.labels)
     ids = (
         inputs.numbers(prompts)
         if id_col is None
@@ -543,15 +669,15 @@ def _answered(
     if prompts.null_count == len(prompts):
         results, positions = nothing, pa.nulls(len(prompts), pa.int64())
     else:
-        results, positions = _results(ids, prompts, settings, spec)
-    columns = columns_of(results, positions, skipped=prompts.is_null())
-    return cast("FrameT", adapter.attach(frame, columns, like=asked[0]))
+        results, positions = answer(ids, prompts)
+    made = columns_of(results, positions, skipped=prompts.is_null())
+    return cast("FrameT", adapter.attach(frame, made, like=question.labels[0]))
 
 
-def _results(
-    ids: "pa.Array", prompts: "pa.Array", settings: _Settings, fields: Mapping[str, Any]
+def _sent(
+    ids: "pa.Array", prompts: "pa.Array", *, settings: _Settings, spec: Mapping[str, Any]
 ) -> "tuple[pa.Table, pa.Int64Array]":
-    """What the provider answers, or has answered: results, and where each row has its own."""
+    """What the provider answers, or has answered; `spec` are the fields but the account."""
     from batchframe.client import Provider
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Spec
@@ -559,11 +685,11 @@ def _results(
     from batchframe.run import Options, run_rows, warn_of_unknown_prices
 
     provider = Provider(settings.client)
-    spec = Spec(account=provider.account, **fields)
+    shared = Spec(account=provider.account, **spec)
     results, positions, *_ = run_rows(
         ids,
         prompts,
-        spec,
+        shared,
         Submission(
             provider=provider,
             limits=settings.limits or Limits(),
@@ -572,7 +698,7 @@ def _results(
             ask_if_unknown=settings.on_unknown == "raise",
             delete_remote=settings.delete_remote,
         ),
-        checkpoint_path(settings.checkpoint, spec),
+        checkpoint_path(settings.checkpoint, shared),
         options=Options(
             max_retries=settings.max_retries,
             retry_failed=settings.retry_failed,
@@ -580,7 +706,7 @@ def _results(
             progress=settings.progress,
         ),
     )
-    warn_of_unknown_prices(results, spec.model)
+    warn_of_unknown_prices(results, shared.model)
     return results, positions
 
 
@@ -611,6 +737,7 @@ class OpenAIBatch:
     complete = _method(complete)
     embed = _method(embed)
     moderate = _method(moderate)
+    attach = _method(attach)
 
 
 def register(library: Any) -> None:

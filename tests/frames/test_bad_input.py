@@ -543,7 +543,7 @@ def test_a_lazy_frame_is_to_be_collected(refused):
 
 THE_CALL = (
     'Nothing was sent. Call df.openai_batch.complete("prompt", "id", model="gpt-4o-mini"), or '
-    'batchframe.complete(df, "prompt", "id", model="gpt-4o-mini"): two columns, then keywords.'
+    'batchframe.complete(df, "prompt", "id", model="gpt-4o-mini"): all else goes by keyword.'
 )
 MISFITS = {
     "no model": (["prompt", "id"], {}, "it lacks model"),

@@ -166,8 +166,8 @@ def test_a_call_that_does_not_fit_is_shown_the_right_one():
     assert str(caught.value) == (
         "This call does not fit embed(): it lacks model. Nothing was sent. Call "
         'df.openai_batch.embed("text", "id", model="text-embedding-3-small"), or '
-        'batchframe.embed(df, "text", "id", model="text-embedding-3-small"): two columns, then '
-        "keywords."
+        'batchframe.embed(df, "text", "id", model="text-embedding-3-small"): all else goes by '
+        "keyword."
     )
 
 
