@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchframe.client import Provider, open_client
 from batchframe.clock import SystemClock
@@ -368,16 +367,18 @@ def _chunks(answers: Answers, given: Sequence[str | int], batch_size: int) -> li
         _Chunk([{}] * n, [(0, 0)] * n, _no_usage())
         for n in (min(batch_size, len(given) - at) for at in range(0, len(given), batch_size))
     ]
+    place_of = {key: place for place, key in enumerate(answers.keys.to_pylist())}
     # In the order of the shards: of a message that was tried twice, the last try counts.
     for number, shard in sorted(answers.checkpoint.shards.items()):
         state = shard.state
         if not isinstance(state, Collected):
             continue
         table = answers.checkpoint.results_of(number)
-        places = pc.index_in(table["row_key"].combine_chunks(), value_set=answers.keys)
-        table, places = table.filter(pc.is_valid(places)), places.drop_null().to_pylist()
+        found = [place_of.get(key) for key in table["row_key"].to_pylist()]
+        places = [place for place in found if place is not None]
         if not places:
             continue
+        table = table.filter(pa.array([place is not None for place in found]))
         bodies = _bodies(answers.checkpoint, number, list(state.results.downloads))
         prices = split_cost_usd(
             table,
