@@ -8,7 +8,7 @@ A prompt is text, the content of one user message; or bytes, the JSON of a list 
 is sent as it is. A text and the list of that one message make the same body.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from batchframe.core.spec import (
 )
 from batchframe.errors import ParameterError, RowError
 
-__all__ = ["Request", "RowKeys", "encode_messages", "render_requests", "row_keys"]
+__all__ = ["Request", "RowKeys", "encode_messages", "encode_parts", "render_requests", "row_keys"]
 
 #: Rows turned into Python objects at a time, so that memory does not grow with the frame.
 _CHUNK_ROWS = 16_384
@@ -120,6 +120,17 @@ def encode_messages(messages: Any, place: str) -> bytes:
         return msgspec.json.encode(json_value(plain, place))
     except ParameterError as error:
         raise RowError(f"{error} Nothing was sent.") from None
+
+
+def encode_parts(text: str, image_urls: Sequence[str], endpoint: str) -> bytes:
+    """A text and images -> the JSON of a list of one user message, in the endpoint's own words."""
+    if endpoint == RESPONSES:
+        parts: list[dict[str, Any]] = [{"type": "input_text", "text": text}]
+        parts += [{"type": "input_image", "image_url": url} for url in image_urls]
+    else:
+        parts = [{"type": "text", "text": text}]
+        parts += [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
+    return msgspec.json.encode([{"role": "user", "content": parts}])
 
 
 def _without_nulls(value: Any) -> Any:

@@ -95,6 +95,7 @@ def complete(
     *,
     model: str,
     template: str | None = None,
+    images: Hashable | list[Hashable] | None = None,
     response_format: "type[BaseModel] | Mapping[str, Any] | None" = None,
     system: str | None = None,
     endpoint: str = "/v1/chat/completions",
@@ -130,6 +131,8 @@ def complete(
         model: The model that answers, such as "gpt-4o-mini".
         template: Instead of prompt_col: a text with column names in braces, such as "Summarise
             {title}: {body}". A row where one of them is null is not sent.
+        images: A column of images, or a list of such columns: URLs, paths of files, or bytes, of
+            PNG, JPEG, GIF or WebP. Files and bytes are sent along. Null is no image.
         response_format: What answers look like: a pydantic model, a JSON schema of an object, or
             {"type": "json_object"}. With a schema the answers come back as values of its types: a
             Struct column in Polars, and its JSON as `completion_text`; in pandas the JSON as
@@ -213,7 +216,7 @@ def complete(
         form = Form(read=functools.partial(read_texts, structure=structure))
     return _answered(
         frame,
-        _question(frame, prompt_col, template),
+        _question(frame, prompt_col, template, images, endpoint),
         id_col,
         settings,
         functools.partial(
@@ -446,6 +449,7 @@ def attach(
     id_col: Hashable | None = None,
     *,
     template: str | None = None,
+    images: Hashable | list[Hashable] | None = None,
     output: str = "completion",
     details: bool = False,
 ) -> FrameT:
@@ -461,6 +465,7 @@ def attach(
         prompt_col: The column with the prompts or texts, as it was given there.
         id_col: The column with the ids, likewise.
         template: The template, likewise.
+        images: The columns of images, likewise.
         output: Names the new columns.
         details: As for `complete`.
 
@@ -498,7 +503,7 @@ def attach(
     there = Checkpoint.read(Path(checkpoint).expanduser(), Storage(), SystemClock())
     return _answered(
         frame,
-        _question(frame, prompt_col, template),
+        _question(frame, prompt_col, template, images, there.spec.endpoint),
         id_col,
         _Columns(output=output, details=details, nulls="skip"),
         lambda ids, prompts: find_rows(ids, prompts, there)[:2],
@@ -569,16 +574,20 @@ class _Settings(_Columns):
 class _Question(NamedTuple):
     """Where the prompts of a call come from."""
 
-    #: The labels of the columns that they are made of.
-    labels: Sequence[Hashable]
-    #: The keyword that named them.
-    role: str
+    #: The label of each column that they are made of, and the keyword that named it.
+    columns: Sequence[tuple[Hashable, str]]
     #: Reads them; called once the labels are known to be right.
     read: Callable[["_Adapter"], "pa.Array"]
 
 
-def _question(frame: Any, prompt_col: Hashable | None, template: str | None) -> _Question:
-    """The prompts of a column, or of a template over several."""
+def _question(
+    frame: Any,
+    prompt_col: Hashable | None,
+    template: str | None,
+    images: Hashable | list[Hashable] | None,
+    endpoint: str,
+) -> _Question:
+    """The prompts of a column, or of a template over several; and their images."""
     if (prompt_col is None) == (template is None):
         raise ParameterError(
             "Exactly one of prompt_col and template= says what to ask; this call has "
@@ -586,21 +595,31 @@ def _question(frame: Any, prompt_col: Hashable | None, template: str | None) -> 
         )
     from batchframe.frames import inputs
 
-    if template is not None:
-        fields = inputs.template_fields(template)
-        names = [name for _, name in fields if name is not None]
+    fields = inputs.template_fields(template) if template is not None else []
+    pictures = [] if images is None else list(images) if isinstance(images, list) else [images]
 
-        def rendered(adapter: "_Adapter") -> "pa.Array":
-            return inputs.rendered(fields, lambda name: adapter.column(frame, name))
-
-        return _Question(names, "template", rendered)
-
-    def prompts(adapter: "_Adapter") -> "pa.Array":
-        if (lists := adapter.lists(frame, prompt_col)) is not None:
+    def read(adapter: "_Adapter") -> "pa.Array":
+        if template is not None:
+            prompts = inputs.rendered(fields, lambda name: adapter.column(frame, name))
+        elif (lists := adapter.lists(frame, prompt_col)) is not None:
+            if pictures:
+                raise ParameterError(
+                    "images= goes with prompts that are text; lists of chat messages hold their "
+                    "images themselves. Nothing was sent."
+                )
             return inputs.messages(lists, prompt_col)
-        return inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
+        else:
+            prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
+        if not pictures:
+            return prompts
+        columns = [(label, adapter.column(frame, label)) for label in pictures]
+        return inputs.with_images(prompts, columns, endpoint)
 
-    return _Question([prompt_col], "prompt_col", prompts)
+    asked = [prompt_col] if template is None else [name for _, name in fields if name is not None]
+    role = "prompt_col" if template is None else "template"
+    return _Question(
+        [*((label, role) for label in asked), *((label, "images") for label in pictures)], read
+    )
 
 
 def _texts(frame: Any, text_col: Hashable) -> _Question:
@@ -608,8 +627,7 @@ def _texts(frame: Any, text_col: Hashable) -> _Question:
     from batchframe.frames import inputs
 
     return _Question(
-        [text_col],
-        "text_col",
+        [(text_col, "text_col")],
         lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
     )
 
@@ -643,8 +661,8 @@ def _answered(
 
     adapter = _adapter(frame)
     labels, index = adapter.labels(frame), adapter.index_names(frame)
-    for label in question.labels:
-        inputs.check_label(label, question.role, labels, index)
+    for label, role in question.columns:
+        inputs.check_label(label, role, labels, index)
     if id_col is not None:
         inputs.check_label(id_col, "id_col", labels, index)
     columns_of = functools.partial(
@@ -660,7 +678,8 @@ def _answered(
 
     prompts = question.read(adapter)
     if columns.nulls == "raise":
-        inputs.check_nulls(prompts, question.labels)
+        asked = [label for label, role in question.columns if role != "images"]
+        inputs.check_nulls(prompts, asked)
     ids = (
         inputs.numbers(prompts)
         if id_col is None
@@ -671,7 +690,7 @@ def _answered(
     else:
         results, positions = answer(ids, prompts)
     made = columns_of(results, positions, skipped=prompts.is_null())
-    return cast("FrameT", adapter.attach(frame, made, like=question.labels[0]))
+    return cast("FrameT", adapter.attach(frame, made, like=question.columns[0][0]))
 
 
 def _sent(

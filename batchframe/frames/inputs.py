@@ -13,8 +13,9 @@ from string import Formatter
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.requests import encode_messages
+from batchframe.core.requests import encode_messages, encode_parts
 from batchframe.errors import ColumnError, ParameterError, RowError
+from batchframe.frames.images import image_url
 from batchframe.parameters import closest
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "prompts",
     "rendered",
     "template_fields",
+    "with_images",
 ]
 
 #: Rows that a message names before it says "and more".
@@ -148,6 +150,45 @@ def rendered(
     return pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
 
 
+def with_images(
+    prompts: pa.Array, columns: Sequence[tuple[Hashable, pa.Array]], endpoint: str
+) -> pa.Array:
+    """Binary, one per row: the JSON of each prompt and its images; null where the prompt is null.
+
+    Args:
+        prompts: Strings.
+        columns: Label and values of each column of images: URLs, paths or bytes; null for none.
+        endpoint: Where they go.
+
+    Raises:
+        ColumnError: a column holds something else.
+        RowError: a file cannot be read, or something is no image.
+    """
+    plain = []
+    for label, column in columns:
+        values = _plain(column)
+        kind = values.type
+        if not (_is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind)):
+            raise ColumnError(
+                f"Column {label!r} holds {kind}, and images are URLs, paths or bytes: "
+                f"{_examples(values, pc.indices_nonzero(pc.is_valid(values)))}."
+            )
+        plain.append((label, values))
+
+    def encoded(row: int, prompt: str | None) -> bytes | None:
+        if prompt is None:
+            return None
+        urls = [
+            image_url(value, f"Row {row} of column {label!r}")
+            for label, values in plain
+            if (value := values[row].as_py())
+        ]
+        return encode_parts(prompt, urls, endpoint)
+
+    texts = (text.as_py() for text in prompts)
+    return pa.array((encoded(*pair) for pair in enumerate(texts)), pa.large_binary())
+
+
 def check_nulls(prompts: pa.Array, labels: Sequence[Hashable]) -> None:
     """Raise RowError if a row has no prompt; `labels` are the columns that it is made of."""
     nulls = pc.indices_nonzero(pc.is_null(prompts))
@@ -234,7 +275,7 @@ def _as_text(column: pa.Array, label: str) -> pa.Array:
     kind = column.type
     if _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
         return pc.cast(column, pa.large_string())
-    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_nested(kind) or _is_bytes(kind):
         raise ColumnError(
             f"Column {label!r} of the template holds {kind}, which has no plain text: "
             f"{_examples(column, pc.indices_nonzero(pc.is_valid(column)))}. {_way_to_text(kind)}"
@@ -252,12 +293,16 @@ def _is_hashable(value: object) -> bool:
 
 
 def _way_to_text(kind: pa.DataType) -> str:
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if _is_bytes(kind):
         # str() would make "b'...'" of it, which nobody means.
         return "Decode it first: .str.decode('utf-8') in pandas, .cast(pl.String) in Polars."
     if pa.types.is_nested(kind):
         return "Make one text of each first, for example with json.dumps."
     return "Cast it first: .astype(str) in pandas, .cast(pl.String) in Polars."
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
