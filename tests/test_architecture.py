@@ -155,9 +155,12 @@ def test_the_table_of_faults_names_tests_that_exist_and_leaves_out_no_fault():
     written = set(re.findall(r"^def (test_\w+)", source, re.MULTILINE))
 
     assert named - written == set()
-    rows = re.findall(r"^\| (\d+)(?:-(\d+))? \|", page, re.MULTILINE)
-    covered = [n for low, high in rows for n in range(int(low), int(high or low) + 1)]
-    assert covered == list(range(1, 50))
+    faults, inputs = page.split("## Input\n")
+    not_yet = {19, 20, 50, 59, 62}  # the page says so
+    for part, numbers in ((faults, range(1, 50)), (inputs, set(range(1, 63)) - not_yet)):
+        rows = re.findall(r"^\| (\d+)(?:-(\d+))? \|", part, re.MULTILINE)
+        covered = [n for low, high in rows for n in range(int(low), int(high or low) + 1)]
+        assert covered == sorted(numbers)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def index_names(frame: pd.DataFrame) -> list[Hashable]:
 
 def column(frame: pd.DataFrame, label: Hashable) -> pa.Array:
     """One column as Arrow, one entry per row; None, NaN, NaT and NA become null."""
-    series = frame[label]
+    # Copied: Arrow would look at NumPy's own memory, which the user may write to while a run waits.
+    series = frame[label].copy()
     try:
         array = pa.array(series, from_pandas=True)
     except UnicodeEncodeError:

@@ -477,6 +477,8 @@ VALUES = {
     "checkpoint": ["", " ", 5, b"place", "a\0b", True, "~nobody-of-this-name/x"],
     "max_retries": [-1, 1.5, "3", True, None],
     "retry_failed": [None, 1, "yes"],
+    "nulls": [None, "", "drop", True],
+    "endpoint": [None, "", "/v1/files", 5],
     "on_unknown": [None, "", "wait", True],
     "delete_remote": [None, 1, "yes"],
     "completion_window": ["5m", "", "24", 24, None, "24h "],

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import batchframe as bf
+from batchframe.emulator import LocalServer
 
 DATA = {
     "id": ["c", "a", "b"],
@@ -40,6 +41,27 @@ def test_the_frame_that_was_passed_is_not_changed(frames, complete):
     complete(frame)
 
     frames.assert_frame_equal(frame, before)
+
+
+def test_a_pandas_frame_that_changes_meanwhile_is_answered_as_it_was(complete):
+    ids = np.array([1, 2])
+    frame = pd.DataFrame({"id": pd.Series(ids, copy=False), "prompt": ["one", "two"]}, copy=False)
+    asked = []
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        asked.append(text)
+        if len(asked) == 1:
+            ids[:] = [7, 8]
+            frame.loc[:, "prompt"] = "changed"
+            return 500, {"error": {"message": "again", "code": "server_error"}}
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    with LocalServer(answer, stage_seconds=0) as server:
+        out = complete(frame, client=server.client())
+
+    assert out["completion"].tolist() == ["one", "two"]
+    assert sorted(asked) == sorted(["one", "two", asked[0]])
 
 
 def test_the_result_shares_no_writable_memory_with_the_frame_that_was_passed(complete):
