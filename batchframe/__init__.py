@@ -37,7 +37,7 @@ from batchframe.errors import (
     RunTimeoutError,
     UnknownOutcomeError,
 )
-from batchframe.frames.accessor import attach, complete, embed, moderate, register
+from batchframe.frames.accessor import attach, complete, embed, moderate, register, results
 
 if TYPE_CHECKING:
     from batchframe import emulator
@@ -66,6 +66,7 @@ __all__ = [
     "embed",
     "emulator",
     "moderate",
+    "results",
 ]
 
 for _library in ("pandas", "polars"):

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pydantic import BaseModel
 
+    from batchframe.checkpoint import Checkpoint
     from batchframe.core.columns import Form
     from batchframe.core.shards import Limits
-__all__ = ["OpenAIBatch", "attach", "complete", "embed", "moderate", "register"]
+__all__ = ["OpenAIBatch", "attach", "complete", "embed", "moderate", "register", "results"]
 
 FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
 P = ParamSpec("P")
@@ -495,12 +496,9 @@ def attach(
         ['echo: 2 + 2?', None]
     """
     check_values(checkpoint=checkpoint, template=template, output=output, details=details)
-    from batchframe.checkpoint import Checkpoint
-    from batchframe.clock import SystemClock
     from batchframe.run import find_rows
-    from batchframe.storage import Storage
 
-    there = Checkpoint.read(Path(checkpoint).expanduser(), Storage(), SystemClock())
+    there = _read(checkpoint)
     return _answered(
         frame,
         _question(frame, prompt_col, template, images, there.spec.endpoint),
@@ -510,6 +508,36 @@ def attach(
         form=_form_of(there.spec.endpoint, there.spec.params),
         unanswered=None,
     )
+
+
+def results(checkpoint: str | Path) -> "pa.Table":
+    """All that a checkpoint holds, as a plain table; nothing is sent.
+
+    Args:
+        checkpoint: The directory, as it was given to `complete`, `embed` or `moderate`.
+
+    Returns:
+        One row for each request with a result, in the order of the batches: `id` (as text),
+        `status`, `completion` (the answer as it came), `error_code`, `error_message`, the tokens,
+        `cost_usd`, `http_status`, `finish_reason`, `model`, `request_id` and `batch_id`. Of a row
+        that was tried again the last try stands there, with the tokens and the cost of all.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is broken.
+    """
+    check_values(checkpoint=checkpoint)
+    from batchframe.core.retries import latest
+
+    return latest(_read(checkpoint).results()).drop_columns("row_key")
+
+
+def _read(checkpoint: str | Path) -> "Checkpoint":
+    """The checkpoint as it is on the disk now."""
+    from batchframe.checkpoint import Checkpoint
+    from batchframe.clock import SystemClock
+    from batchframe.storage import Storage
+
+    return Checkpoint.read(Path(checkpoint).expanduser(), Storage(), SystemClock())
 
 
 def _form_of(endpoint: str, body: Mapping[str, Any]) -> "Form | None":

@@ -128,3 +128,31 @@ def test_the_accessor_and_tables(complete, checkpoint):
     for frame in (pd.DataFrame(DATA), pl.DataFrame(DATA)):
         out = frame.openai_batch.attach(checkpoint, "prompt", "id")
         assert out["completion"][3] == "echo: four"
+
+
+def test_results_are_a_plain_table_by_id(frames, complete, checkpoint):
+    failures = iter([500, 400])
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        status = next(failures, 200) if text == "two" else 200
+        if status != 200:
+            return status, {"error": {"message": "no", "code": f"code_{status}"}}
+        choices = [{"message": {"content": text.upper()}, "finish_reason": "stop"}]
+        usage = {"prompt_tokens": 3, "completion_tokens": 1}
+        return 200, {"choices": choices, "usage": usage, "model": "gpt-4o-mini"}
+
+    with LocalServer(answer, stage_seconds=0) as server:
+        complete(frames.make(DATA), client=server.client())
+    table = bf.results(checkpoint)
+
+    assert isinstance(table, pa.Table)
+    assert table.column_names[0] == "id"
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert rows.keys() == {"1", "2", "4"}
+    assert [rows[id_]["completion"] for id_ in ("1", "2", "4")] == ["ONE", None, "FOUR"]
+    # The first try of row 2 was one that passes, the second was not.
+    assert (rows["2"]["status"], rows["2"]["error_code"]) == ("failed", "code_400")
+    assert rows["1"]["cost_usd"] == pytest.approx(3 * 0.075e-6 + 1 * 0.30e-6)
+    with pytest.raises(bf.CheckpointError, match="cannot be read as a checkpoint"):
+        bf.results(checkpoint / "none")
