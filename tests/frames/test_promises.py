@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -408,3 +409,75 @@ def test_every_row_of_any_frame_has_the_answer_to_its_own_prompt(
 
 
 _numbers = itertools.count()
+
+
+# Indexes of pandas: one entry per row, in any order, often the same.
+INDEXES = {
+    "a range": lambda values: pd.RangeIndex(len(values)),
+    "numbers": lambda values: pd.Index(values, dtype="int64"),
+    "texts": lambda values: pd.Index([str(value) for value in values], dtype="str"),
+    "dates": lambda values: pd.DatetimeIndex([pd.Timestamp(value, unit="D") for value in values]),
+    "levels": lambda values: pd.MultiIndex.from_arrays([values, values[::-1]], names=["a", None]),
+}
+PROMPT_DTYPES = [
+    *("str", "object", "string[python]", "string[pyarrow]", "category"),
+    pd.ArrowDtype(pa.large_string()),
+]
+OTHERS = {
+    "floats": st.floats(allow_nan=True) | st.none(),
+    "flags": st.booleans(),
+    "bytes": st.binary(max_size=5),
+    "lists": st.lists(st.integers(), max_size=2),
+}
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    prompts=st.lists(st.none() | st.text(), min_size=1, max_size=8),
+    data=st.data(),
+)
+def test_any_pandas_frame_keeps_the_promises(complete, server, tmp_path, prompts, data):
+    n = len(prompts)
+    dtype = data.draw(st.sampled_from(PROMPT_DTYPES))
+    ids = data.draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=n, max_size=n, unique=True))
+    numbers = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    index = INDEXES[data.draw(st.sampled_from(sorted(INDEXES)))](numbers)
+    other = data.draw(st.sampled_from(sorted(OTHERS)))
+    values = data.draw(st.lists(OTHERS[other], min_size=n, max_size=n))
+    frame = pd.DataFrame(
+        {
+            "other": pd.Series(values, dtype=object if other in {"bytes", "lists"} else None),
+            "prompt": pd.Series(prompts, dtype=object).astype(dtype),
+            "id": ids,
+        }
+    ).set_axis(index)
+    before = frame.copy(deep=True)
+    billed = server.billed()
+    place = tmp_path / f"checkpoint-{next(_numbers)}"
+
+    out = complete(frame, checkpoint=place)
+
+    # Same rows, same order, same index; the input frame is not changed.
+    pd.testing.assert_frame_equal(frame, before)
+    pd.testing.assert_frame_equal(out[frame.columns.tolist()], before)
+    answers = [None if pd.isna(value) else value for value in out["completion"]]
+    assert answers == [f"echo: {prompt}" if prompt else None for prompt in prompts]
+    # The sum of the costs is the bill: gpt-4o-mini at $0.075 and $0.30 a million tokens.
+    bill = server.billed()
+    cost = (bill.input_tokens - billed.input_tokens) * 0.075e-6 + (
+        bill.output_tokens - billed.output_tokens
+    ) * 0.30e-6
+    assert out["completion_cost_usd"].sum() == pytest.approx(cost)
+    # A second identical call sends nothing.
+    pd.testing.assert_frame_equal(complete(frame, checkpoint=place), out)
+    assert server.billed() == bill
+
+
+def test_a_text_of_a_megabyte_comes_back(frames, complete):
+    text = "\u2028\x00\U0001f600\u05d0" * 100_000
+    out = complete(frames.make({"id": [1], "prompt": [text]}))
+    assert frames.values(out, "completion") == [f"echo: {text}"]
