@@ -113,11 +113,30 @@ def read_texts(
                 value = structure.read(text)
                 if field is not None:
                     value = _fitted(value, field)
-            except (ValueError, RecursionError) as error:
+            except Exception as error:  # noqa: BLE001 - a model's own validators may raise anything
                 value, reason = None, str(error) or type(error).__name__
         values.append(value)
         reasons.append(reason)
-    return (None if field is None else pa.array(values, structure.type)), reasons
+    if field is None:
+        return None, reasons
+    try:
+        return pa.array(values, field.type), reasons
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        # What Arrow cannot hold costs its own row only: half a character, a model's own serializer.
+        for row, value in enumerate(values):
+            reason = _misfit(value, field.type)
+            if reason is not None:
+                values[row], reasons[row] = None, reason
+        return pa.array(values, field.type), reasons
+
+
+def _misfit(value: Any, kind: pa.DataType) -> str | None:
+    """Why Arrow cannot hold a value, or None."""
+    try:
+        pa.scalar(value, kind)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        return str(error)
+    return None
 
 
 def _fitted(value: Any, field: pa.Field) -> Any:

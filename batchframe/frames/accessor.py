@@ -201,6 +201,8 @@ def complete(
     )
     fields_of_format, structure = read_response_format(response_format, endpoint)
     body = body_params(params, endpoint, function="complete", keywords=_keywords(complete))
+    if fields_of_format and not isinstance(body.get("text", {}), dict):
+        raise ParameterError(f"text={body['text']!r:.60} must be a dict, as the SDK has it.")
     # Of responses, `text` may hold more than the format.
     body |= {
         name: {**dict(body.get(name) or {}), **value} for name, value in fields_of_format.items()
@@ -531,8 +533,10 @@ def results(checkpoint: str | Path) -> "pa.Table":
     return latest(_read(checkpoint).results()).drop_columns("row_key")
 
 
-def _read(checkpoint: str | Path) -> "Checkpoint":
+def _read(checkpoint: str | Path | None) -> "Checkpoint":
     """The checkpoint as it is on the disk now."""
+    if checkpoint is None:
+        raise ParameterError("checkpoint must be the path of a directory, not None.")
     from batchframe.checkpoint import Checkpoint
     from batchframe.clock import SystemClock
     from batchframe.storage import Storage

@@ -107,6 +107,9 @@ def test_what_is_no_checkpoint_is_refused_and_left_alone(frames, tmp_path):
     with pytest.raises(bf.CheckpointCorruptError, match=r"spec\.json cannot be read"):
         bf.attach(frame, tmp_path, "prompt", "id")
     assert [path.name for path in tmp_path.iterdir()] == ["spec.json"]
+    for read in (bf.results, lambda place: bf.attach(frame, place, "prompt", "id")):
+        with pytest.raises(bf.ParameterError, match="not None"):
+            read(None)
     with pytest.raises(bf.ParameterError, match=r"attach\(\): it lacks checkpoint"):
         bf.attach(frame)
 

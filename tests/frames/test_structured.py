@@ -9,7 +9,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_serializer, field_validator
 
 import batchframe as bf
 from batchframe.emulator import LocalServer
@@ -329,4 +329,39 @@ def test_columns_in_the_way_of_the_fields_are_named(complete, calls):
     frame = pd.DataFrame(asked(GOOD)).assign(completion_stars=1)
     with pytest.raises(bf.ColumnError, match="'completion_stars' already"):
         complete(frame, response_format=Review)
+    assert calls() == {}
+
+
+def test_what_arrow_cannot_hold_and_what_a_validator_raises_cost_their_own_row_only(
+    frames, complete, mirror
+):
+    class Odd(BaseModel):
+        word: str
+        n: int
+
+        @field_validator("n")
+        @classmethod
+        def known(cls, n: int) -> int:
+            return {1: 1, 2: 2}[n]  # a KeyError, which pydantic does not catch
+
+        @field_serializer("word")
+        def serialized(self, word: str) -> object:
+            return 7 if word == "seven" else word
+
+    answers = [{"word": "a", "n": 1}, {"word": "a", "n": 3}, {"word": "seven", "n": 2}]
+    out = complete(frames.make(asked(*answers)), response_format=Odd, client=mirror)
+    assert frames.values(out, "completion_status") == ["ok", "invalid", "invalid"]
+
+
+def test_half_a_character_in_a_field_is_invalid(frames, complete, mirror):
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    texts = ['{"a": "whole"}', '{"a": "\\ud83d"}']
+    out = complete(frames.make(asked(*texts)), response_format=schema, client=mirror)
+    assert frames.values(out, "completion_status") == ["ok", "invalid"]
+
+
+def test_text_beside_a_format_is_a_dict(frames, complete, calls):
+    options = {"endpoint": "/v1/responses", "response_format": Review, "text": "low"}
+    with pytest.raises(bf.ParameterError, match="text='low' must be a dict"):
+        complete(frames.make(asked(GOOD)), **options)
     assert calls() == {}
