@@ -38,6 +38,7 @@ from batchframe.errors import (
     UnknownOutcomeError,
 )
 from batchframe.frames.accessor import attach, complete, embed, moderate, register, results
+from batchframe.parameters import col
 
 if TYPE_CHECKING:
     from batchframe import emulator
@@ -62,6 +63,7 @@ __all__ = [
     "RunTimeoutError",
     "UnknownOutcomeError",
     "attach",
+    "col",
     "complete",
     "embed",
     "emulator",

@@ -197,6 +197,7 @@ class Checkpoint:
             n_tokens=sum(request.n_tokens for request in requests),
             sha256=digest.hexdigest(),
             round=round_,
+            model=requests[0].model,
         )
         columns = [
             pa.array([request.row_key for request in requests], pa.binary(16)),
@@ -218,6 +219,10 @@ class Checkpoint:
         """Row key, id, body digest and token estimate of each line of a shard, in its order."""
         path = self._shard_path(number, self.shards[number].frozen, "parquet")
         return self._read_table(path, _SHARD_SCHEMA)
+
+    def model_of(self, number: int) -> str:
+        """The model of a shard's requests."""
+        return self.spec.model or self.shards[number].frozen.model or ""
 
     def input_path(self, number: int) -> Path:
         """Where a shard's input file is, until its results are committed."""

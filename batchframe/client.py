@@ -24,12 +24,20 @@ import msgspec
 import openai
 from openai._models import FinalRequestOptions
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+from openai.types.completion_create_params import CompletionCreateParamsBase as LegacyParams
 from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.moderation_create_params import ModerationCreateParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
-from batchframe.core.spec import CHAT_COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES, Account
+from batchframe.core.spec import (
+    CHAT_COMPLETIONS,
+    COMPLETIONS,
+    EMBEDDINGS,
+    MODERATIONS,
+    RESPONSES,
+    Account,
+)
 from batchframe.errors import (
     AccountMismatchError,
     ApiKeyError,
@@ -48,6 +56,7 @@ PARAMETERS = {
     CHAT_COMPLETIONS: frozenset(CompletionCreateParamsBase.__annotations__),
     RESPONSES: frozenset(ResponseCreateParamsBase.__annotations__),
     EMBEDDINGS: frozenset(EmbeddingCreateParams.__annotations__),
+    COMPLETIONS: frozenset(LegacyParams.__annotations__),
     MODERATIONS: frozenset(ModerationCreateParams.__annotations__),
 }
 

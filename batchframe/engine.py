@@ -160,9 +160,8 @@ class Job:
     @property
     def queue(self) -> tuple[str, ...]:
         """Who pays, and for which model."""
-        spec = self.checkpoint.spec
-        account = spec.account
-        return (account.base_url, account.organization or "", account.project or "", spec.model)
+        account, model = self.checkpoint.spec.account, self.checkpoint.model_of(self.number)
+        return (account.base_url, account.organization or "", account.project or "", model)
 
     @property
     def load(self) -> Load:
@@ -592,7 +591,8 @@ def _read_downloads(
         batch_errors=batch.errors,
     )
     table = collected.table
-    costs = cost_usd(table, model=checkpoint.spec.model, at=datetime.fromtimestamp(at, UTC))
+    model = checkpoint.model_of(number)
+    costs = cost_usd(table, model=model, at=datetime.fromtimestamp(at, UTC))
     committed = ResultsCommitted(
         downloads=digests,
         usage=Usage(

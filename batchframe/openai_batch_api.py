@@ -43,7 +43,7 @@ from batchframe.client import Provider, open_client
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
 from batchframe.core.prices import split_cost_usd
-from batchframe.core.requests import encode_messages, render_requests
+from batchframe.core.requests import Rows, encode_messages, render_requests
 from batchframe.core.results import answer_bodies, split_lines
 from batchframe.core.shards import Limits
 from batchframe.core.spec import CHAT_COMPLETIONS, Spec, json_value
@@ -196,8 +196,7 @@ class OpenaiBatchAPI:
         if not given:
             return []
         answers = run_rows(
-            _ids(given),
-            contents,
+            Rows(ids=_ids(given), prompts=contents),
             spec,
             Submission(
                 provider=self._provider,
@@ -224,7 +223,7 @@ class OpenaiBatchAPI:
         spec = self._spec(self.setup(**kwargs))
         given, contents = _read_messages(messages)
         every = pa.array(range(len(given)), pa.int64())
-        requests = render_requests(_ids(given), contents, every, spec)
+        requests = render_requests(Rows(ids=_ids(given), prompts=contents), every, spec)
         return [msgspec.json.decode(request.line) for request in requests]
 
     def setup(self, **kwargs: Any) -> dict[str, Any]:
@@ -382,7 +381,7 @@ def _chunks(answers: Answers, given: Sequence[str | int], batch_size: int) -> li
         bodies = _bodies(answers.checkpoint, number, list(state.results.downloads))
         prices = split_cost_usd(
             table,
-            model=answers.checkpoint.spec.model,
+            model=answers.checkpoint.model_of(number),
             at=datetime.fromtimestamp(state.batch.created_at or SystemClock().now(), UTC),
         )
         for place, result, *costs in zip(

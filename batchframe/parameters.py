@@ -4,7 +4,8 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHORTEST_POLL",
+    "Column",
     "body_params",
     "check_client",
     "check_values",
     "checkpoint_path",
     "closest",
+    "col",
+    "own_fields",
     "response_format",
     "sent_structure",
 ]
@@ -31,9 +35,55 @@ SHORTEST_POLL, _LONGEST_POLL = 0.01, 86_400
 #: Directory under the working directory in which checkpoints are found by their spec.
 _HOME = ".batchframe"
 #: The endpoints that answer prompts with text.
-_ENDPOINTS = ("/v1/chat/completions", "/v1/responses")
+_ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
 #: How alike two names must be for one to be proposed for the other, from 0 to 1.
 _ALIKE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that holds each row's own value of a body field; made by `col`."""
+
+    #: Its label.
+    label: Hashable
+
+
+def col(label: Hashable) -> Column:
+    """A parameter that each row has its own value of: `max_completion_tokens=bf.col("n_max")`.
+
+    Args:
+        label: The column with the values: numbers, text, truth values, or lists of them. Where it
+            is null the row's request leaves the parameter out. `model=bf.col(...)` takes text, and
+            no nulls; the rows of each model go in batches of their own.
+
+    Returns:
+        The value for the keyword.
+
+    Example:
+        >>> import batchframe as bf, polars as pl
+        >>> df = pl.DataFrame({"id": [1, 2], "prompt": ["one two", "one two"], "n": [4, None]})
+        >>> with bf.emulator.LocalServer() as server:
+        ...     out = df.openai_batch.complete(
+        ...         "prompt",
+        ...         "id",
+        ...         model="gpt-4o-mini",
+        ...         max_completion_tokens=bf.col("n"),
+        ...         client=server.client(),
+        ...         progress=False,
+        ...     )
+        >>> out["completion_status"].to_list()
+        ['ok', 'ok']
+    """
+    return Column(label)
+
+
+def own_fields(params: Mapping[str, Any], model: object = None) -> dict[str, Column]:
+    """The fields whose values stand in columns, by their names; the model's among them."""
+    return {
+        name: value
+        for name, value in {"model": model, **params}.items()
+        if isinstance(value, Column)
+    }
 
 
 def closest(name: str, known: Collection[str]) -> str | None:
@@ -103,7 +153,7 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
     ),
     "endpoint": (
         lambda value: isinstance(value, str) and value in _ENDPOINTS,
-        f"must be {' or '.join(map(repr, _ENDPOINTS))}",
+        f"must be one of {', '.join(map(repr, _ENDPOINTS))}",
     ),
     "template": (
         lambda value: value is None or _is_text(value),
@@ -177,6 +227,7 @@ def check_client(client: object) -> None:
 _REFUSED = {
     "messages": "the messages are made of prompt_col and system",
     "input": "it is made of the frame's columns",
+    "prompt": "it is made of the frame's columns",
     "encoding_format": "vectors come back as 32-bit floats",
     "background": "a batch runs in the background anyway",
     "stream": "the Batch API cannot stream",
@@ -187,10 +238,11 @@ _REFUSED = {
 def body_params(
     params: Mapping[str, Any], endpoint: str, *, function: str, keywords: Collection[str]
 ) -> dict[str, Any]:
-    """The body fields beside model and messages, as JSON values.
+    """The body fields beside model and messages that all rows share, as JSON values.
 
     Args:
-        params: What the call was given beside its own keywords.
+        params: What the call was given beside its own keywords; those that stand in columns are
+            checked by their names only.
         endpoint: Where the bodies go.
         function: The called function's name, for messages.
         keywords: Its own keywords, which a misspelt one may have meant.
@@ -211,7 +263,13 @@ def body_params(
             raise ParameterError(
                 f"{function}() and {endpoint} know no keyword {name!r}.{meant} Nothing was sent."
             )
-    return {name: json_value(value, name) for name, value in params.items()}
+    if isinstance(params.get("n"), Column):
+        raise ParameterError("n= cannot stand in a column: each row has one completion.")
+    return {
+        name: json_value(value, name)
+        for name, value in params.items()
+        if not isinstance(value, Column)
+    }
 
 
 def response_format(value: object, endpoint: str) -> "tuple[dict[str, Any], Structure | None]":
@@ -230,8 +288,10 @@ def response_format(value: object, endpoint: str) -> "tuple[dict[str, Any], Stru
     """
     if value is None:
         return {}, None
-    from batchframe.core.spec import RESPONSES
+    from batchframe.core.spec import COMPLETIONS, RESPONSES
 
+    if endpoint == COMPLETIONS:
+        raise ParameterError(f"response_format= has no place in {endpoint}: it answers with text.")
     form, structure = _read_format(value)
     if endpoint == RESPONSES:
         # The same, with the schema's fields one level up.

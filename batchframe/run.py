@@ -9,7 +9,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from batchframe.core.batches import (
     Uploading,
 )
 from batchframe.core.prices import unpriced_models
-from batchframe.core.requests import RowKeys, render_requests, row_keys
+from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys
 from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
 from batchframe.core.shards import cut_shards
@@ -55,6 +55,8 @@ _log = logging.getLogger(__name__)
 _KEPT_DAYS = 30
 #: So many days before that, a run that finds such a batch says so.
 _WARN_DAYS = 5
+#: Rows that a message names before it says "and more".
+_SHOWN = 5
 #: The columns of results that a plan is made from.
 _FOR_PLANS = ("row_key", "status", "error_code", "http_status")
 
@@ -87,8 +89,7 @@ class Options:
 
 
 def run_rows(
-    ids: pa.Array,
-    prompts: pa.Array,
+    rows: Rows,
     spec: Spec,
     submission: Submission,
     path: Path,
@@ -100,9 +101,7 @@ def run_rows(
     """Send what the checkpoint lacks, wait for it, and give back what it then holds.
 
     Args:
-        ids: Integers or strings, one per row, without nulls or duplicates.
-        prompts: One per row: strings, or binary with the JSON of a list of messages; null where
-            nothing is to be sent.
+        rows: What each row asks; ids without duplicates.
         spec: What all requests share.
         submission: Provider, limits, window, polling.
         path: The checkpoint's directory.
@@ -111,17 +110,18 @@ def run_rows(
         storage: Other file operations than the disk's.
 
     Raises:
-        RowError: a row's request alone exceeds the size of a file.
+        RowError: a row's request alone exceeds the size of a file, or its id had another type
+            when it was sent before.
         RunTimeoutError: `timeout` passed; the batches go on.
         CheckpointError: the directory cannot be used, or belongs to other work.
         ProviderError: the service refused for good.
     """
     engine = engine or default_engine()
-    keys = row_keys(ids, prompts, spec)
-    _check_sizes(ids, keys, submission.limits.max_bytes)
+    keys = row_keys(rows, spec)
+    _check_sizes(rows.ids, keys, submission.limits.max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
     progress: Progress = Bars() if options.progress else Silence()
-    run = _Run(ids, prompts, keys.keys, checkpoint, submission, options, engine, progress)
+    run = _Run(rows, keys.keys, checkpoint, submission, options, engine, progress)
     try:
         try:
             with progress:
@@ -139,15 +139,14 @@ def run_rows(
         checkpoint.close()
 
 
-def find_rows(ids: pa.Array, prompts: pa.Array, checkpoint: Checkpoint) -> Answers:
+def find_rows(rows: Rows, checkpoint: Checkpoint) -> Answers:
     """What a checkpoint holds for rows, wherever they were sent from; nothing is sent.
 
     Args:
-        ids: Integers or strings, one per row, without nulls or duplicates.
-        prompts: One per row, as for `run_rows`.
+        rows: What each row asks, as for `run_rows`.
         checkpoint: Opened by `Checkpoint.read`.
     """
-    keys = row_keys(ids, prompts, checkpoint.spec).keys
+    keys = row_keys(rows, checkpoint.spec).keys
     return _answers(keys, checkpoint)
 
 
@@ -159,8 +158,7 @@ def _answers(keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint) -> Answers:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    ids: pa.Array
-    prompts: pa.Array
+    rows: Rows
     keys: pa.FixedSizeBinaryArray
     checkpoint: Checkpoint
     submission: Submission
@@ -259,13 +257,39 @@ class _Run:
                     self._watch(number)
                     wanted = pc.and_not(wanted, ours)
             self._warn_of_deletion(job.number for job in self.jobs)
-            positions = pc.indices_nonzero(wanted)
+            positions = _by_model(self.rows, pc.indices_nonzero(wanted))
+            if checkpoint.shards and self.round == 0:
+                self._check_types_of_ids(positions)
             self.n_planned = len(positions) + sum(_n_requests(job) for job in self.jobs)
             self._show()
-            requests = render_requests(self.ids, self.prompts, positions, checkpoint.spec)
+            requests = render_requests(self.rows, positions, checkpoint.spec)
             for shard_requests in cut_shards(requests, self.submission.limits):
                 self._watch(checkpoint.freeze(shard_requests, round_=self.round))
                 self._look()
+
+    def _check_types_of_ids(self, positions: pa.Array) -> None:
+        """Raise RowError if rows to be sent were sent before under ids of the other type."""
+        new = self.rows.take(positions)
+        other, has_other = _as_other_type(new.ids)
+        ids = new.ids.filter(has_other)
+        others = replace(new.take(pc.indices_nonzero(has_other)), ids=other.filter(has_other))
+        keys = row_keys(others, self.checkpoint.spec).keys
+        sent = [
+            self.checkpoint.requests(number)["row_key"]
+            for number, shard in self.checkpoint.shards.items()
+            if not isinstance(shard.state, Dropped)
+        ]
+        known = pa.chunked_array([chunk for keys in sent for chunk in keys.chunks], keys.type)
+        found = pc.indices_nonzero(pc.is_in(keys, value_set=known))
+        if len(found):
+            shown = ", ".join(repr(ids[row].as_py()) for row in found[:_SHOWN].to_pylist())
+            more = " and more" if len(found) > _SHOWN else ""
+            raise RowError(
+                f"{len(found)} {'row was' if len(found) == 1 else 'rows were'} sent before with "
+                f"ids that were {_kind_of(other)}; now the ids are {_kind_of(ids)}: {shown}{more}. "
+                "Nothing was sent, because they would be paid for again. Cast the ids back, or "
+                "name another checkpoint=."
+            )
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
         """False for a shard that was never sent and holds rows that nobody wants: it is dropped."""
@@ -366,6 +390,28 @@ def _keys_of(table: pa.Table) -> pa.FixedSizeBinaryArray:
     return table["row_key"].combine_chunks()
 
 
+def _by_model(rows: Rows, positions: pa.Array) -> pa.Array:
+    """The positions, those of one model after those of another, else in their order."""
+    if rows.models is None:
+        return positions
+    codes = rows.models.take(positions).dictionary_encode().indices
+    return positions.take(pc.array_sort_indices(codes))
+
+
+def _kind_of(ids: pa.Array) -> str:
+    return "integers" if pa.types.is_integer(ids.type) else "text"
+
+
+def _as_other_type(ids: pa.Array) -> tuple[pa.Array, pa.BooleanArray]:
+    """Integers as text, or text as integers; and which of them are written so."""
+    text = pc.cast(ids, pa.string())
+    if pa.types.is_integer(ids.type):
+        return text, pc.is_valid(text)
+    # Few enough digits for 64 bits.
+    is_number = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,17})$")
+    return pc.cast(pc.if_else(is_number, text, "0"), pa.int64()), is_number
+
+
 def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
     over = pc.indices_nonzero(pc.fill_null(pc.greater(keys.line_bytes, max_bytes), False))
     if len(over):
@@ -378,7 +424,7 @@ def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
         )
 
 
-def warn_of_unknown_prices(results: pa.Table, model: str) -> None:
+def warn_of_unknown_prices(results: pa.Table, model: str | None) -> None:
     """Warn the caller of this package if a model answered whose price is not known."""
     models = unpriced_models(results, model)
     if models:

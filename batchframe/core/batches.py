@@ -117,6 +117,8 @@ class ShardFrozen(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     #: How often the shard's rows may have been tried before: 0 in the first round.
     round: int
+    #: The model of its requests, where the spec leaves it to the rows; None otherwise.
+    model: str | None = None
 
 
 class UploadStarted(msgspec.Struct, frozen=True, kw_only=True, tag=True):

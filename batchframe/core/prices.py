@@ -111,14 +111,18 @@ def _millionths(table: pa.Table, *, model: str, at: datetime) -> dict[str, pa.Do
     return dollars
 
 
-def unpriced_models(table: pa.Table, model: str) -> list[str]:
+def unpriced_models(table: pa.Table, model: str | None) -> list[str]:
     """The models that answered and whose batch price is unknown: sorted, each once.
 
     Args:
         table: Rows of RESULT_SCHEMA.
-        model: The requested model, for rows that do not say which model answered.
+        model: The requested model, for rows that do not say which model answered; None where each
+            row named its own: then those rows are left out.
     """
-    names = _models(table.filter(pc.invert(_without_usage(table))), model).dictionary.to_pylist()
+    used = table.filter(pc.invert(_without_usage(table)))
+    if model is None:
+        used, model = used.filter(pc.is_valid(used["model"])), ""
+    names = _models(used, model).dictionary.to_pylist()
     # Any day will do: it decides what a known price is, not whether there is one.
     day = datetime(9999, 12, 31, tzinfo=UTC)
     return sorted(name for name in names if _batch_rates(name, day) is None)

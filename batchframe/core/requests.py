@@ -1,15 +1,17 @@
 """Arrow columns -> row keys and encoded lines.
 
-A row becomes body = constant prefix + encoded prompt + constant suffix; its row key is the
-BLAKE2b of the type-tagged id and the body; its line is the body in the Batch API's envelope. What
-is measured here is, byte for byte, what is uploaded.
+A row becomes body = constant prefix + encoded prompt + constant suffix, and its own fields if it
+has any; its row key is the BLAKE2b of the type-tagged id and the body; its line is the body in the
+Batch API's envelope. What is measured here is, byte for byte, what is uploaded.
 
 A prompt is text, the content of one user message; or bytes, the JSON of a list of messages, which
 is sent as it is. A text and the list of that one message make the same body.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,6 +20,7 @@ import pyarrow.compute as pc
 
 from batchframe.core.spec import (
     CHAT_COMPLETIONS,
+    COMPLETIONS,
     EMBEDDINGS,
     MODERATIONS,
     RESPONSES,
@@ -26,7 +29,16 @@ from batchframe.core.spec import (
 )
 from batchframe.errors import ParameterError, RowError
 
-__all__ = ["Request", "RowKeys", "encode_messages", "encode_parts", "render_requests", "row_keys"]
+__all__ = [
+    "Request",
+    "RowKeys",
+    "Rows",
+    "encode_fields",
+    "encode_messages",
+    "encode_parts",
+    "render_requests",
+    "row_keys",
+]
 
 #: Rows turned into Python objects at a time, so that memory does not grow with the frame.
 _CHUNK_ROWS = 16_384
@@ -39,6 +51,34 @@ _BYTES_PER_TOKEN = 3
 
 #: What each endpoint calls the list of messages in a body.
 _MESSAGES_FIELD = {CHAT_COMPLETIONS: b"messages", RESPONSES: b"input"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """What a frame's rows ask: each array has one entry per row, in the frame's order."""
+
+    #: Integers or strings, without nulls.
+    ids: pa.Array
+    #: Strings; or binary with the JSON of a list of messages. Null where nothing is to be sent.
+    prompts: pa.Array
+    #: Strings: each row's own model; None where the spec names one for all. Without nulls where
+    #: there are prompts.
+    models: pa.Array | None = None
+    #: Binary: the JSON object of each row's own body fields; null or None where it has none.
+    fields: pa.Array | None = None
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.ids)
+
+    def take(self, positions: pa.Array) -> "Rows":
+        """The rows at `positions`, in that order."""
+        return Rows(
+            ids=_take(self.ids, positions),
+            prompts=_take(self.prompts, positions),
+            models=None if self.models is None else _take(self.models, positions),
+            fields=None if self.fields is None else _take(self.fields, positions),
+        )
 
 
 class Request(NamedTuple):
@@ -54,6 +94,8 @@ class Request(NamedTuple):
     line: bytes
     #: Estimated prompt tokens, for the provider's queue.
     n_tokens: int
+    #: The row's own model, or None where the spec names one for all.
+    model: str | None = None
 
 
 class RowKeys(NamedTuple):
@@ -66,20 +108,25 @@ class RowKeys(NamedTuple):
 
 
 class _Renderer:
-    """The constant bytes around each prompt."""
+    """The constant bytes around each prompt that goes to one model."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, model: str | None) -> None:
         system = [{"role": "system", "content": spec.system}] if spec.system is not None else []
-        head = msgspec.json.encode({"model": spec.model, **spec.params})
+        head = msgspec.json.encode({"model": spec.model or model, **spec.params})
         messages = b"".join(msgspec.json.encode(message) + b"," for message in system)
         if spec.endpoint in {EMBEDDINGS, MODERATIONS}:  # a text by itself
             self._prefix, self._suffix = head[:-1] + b',"input":', b"}"
+            self._text_prefix, self._text_suffix = self._prefix, self._suffix
+        elif spec.endpoint == COMPLETIONS:
+            self._prefix, self._suffix = head[:-1] + b',"prompt":', b"}"
             self._text_prefix, self._text_suffix = self._prefix, self._suffix
         else:
             field = _MESSAGES_FIELD[spec.endpoint]
             self._prefix, self._suffix = head[:-1] + b',"' + field + b'":[' + messages, b"]}"
             self._text_prefix = self._prefix + b'{"role":"user","content":'
             self._text_suffix = b"}" + self._suffix
+        #: The row's own model, or None where the spec names one for all.
+        self.model = model
         self._line_head = b'{"custom_id":"'
         self._line_middle = (
             b'","method":"POST","url":' + msgspec.json.encode(spec.endpoint) + b',"body":'
@@ -89,10 +136,12 @@ class _Renderer:
         #: Bytes of a line beside its body.
         self.envelope_bytes = len(self.line(bytes(_DIGEST_BYTES), b""))
 
-    def body(self, prompt: str | bytes) -> bytes:
+    def body(self, prompt: str | bytes, fields: bytes | None) -> bytes:
         if isinstance(prompt, bytes):
-            return self._prefix + prompt[1:-1] + self._suffix
-        return self._text_prefix + self._encode(prompt) + self._text_suffix
+            body = self._prefix + prompt[1:-1] + self._suffix
+        else:
+            body = self._text_prefix + self._encode(prompt) + self._text_suffix
+        return body if fields is None else body[:-1] + b"," + fields[1:]
 
     def line(self, row_key: bytes, body: bytes) -> bytes:
         custom_id = row_key.hex().encode()
@@ -133,6 +182,29 @@ def encode_parts(text: str, image_urls: Sequence[str], endpoint: str) -> bytes:
     return msgspec.json.encode([{"role": "user", "content": parts}])
 
 
+def encode_fields(values: Mapping[str, tuple[Any, str]]) -> bytes | None:
+    """A row's own body fields -> the JSON that its request holds, or None if all are null.
+
+    Each value comes with words for its place, for messages. Numbers without a fraction are written
+    as integers: JSON knows one kind of number, and a pandas column with gaps is of floats. Raises
+    RowError for what JSON cannot hold.
+    """
+    try:
+        fields = {
+            name: _whole(json_value(_without_nulls(value), place))
+            for name, (value, place) in values.items()
+            if value is not None
+        }
+    except ParameterError as error:
+        raise RowError(f"{error} Nothing was sent. Null leaves the field out.") from None
+    return msgspec.json.encode(fields) if fields else None
+
+
+def _whole(value: Any) -> Any:
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_whole else value
+
+
 def _without_nulls(value: Any) -> Any:
     if hasattr(value, "tolist"):  # NumPy's arrays, which pandas reads out of parquet
         value = value.tolist()
@@ -145,51 +217,42 @@ def _without_nulls(value: Any) -> Any:
             return value
 
 
-def row_keys(ids: pa.Array, prompts: pa.Array, spec: Spec) -> RowKeys:
+def row_keys(rows: Rows, spec: Spec) -> RowKeys:
     """Name every row and measure its line.
 
     Args:
-        ids: Integers or strings, one per row, without nulls.
-        prompts: One per row: strings, or binary with the JSON of a list of messages; null where
-            nothing is to be sent.
+        rows: What each row asks.
         spec: What all rows share.
 
     Returns:
         Keys and line sizes, one per row, in the same order.
     """
-    renderer = _Renderer(spec)
     keys: list[bytes | None] = []
     sizes: list[int | None] = []
-    for tags, texts in _chunks(ids, prompts):
-        for tag, prompt in zip(tags, texts, strict=True):
-            if prompt is None:
-                keys.append(None)
-                sizes.append(None)
-            else:
-                body = renderer.body(prompt)
-                keys.append(_row_key(tag, body))
-                sizes.append(renderer.envelope_bytes + len(body))
+    for tag, renderer, body in _bodies(rows, spec):
+        if body is None:
+            keys.append(None)
+            sizes.append(None)
+        else:
+            keys.append(_row_key(tag, body))
+            sizes.append(renderer.envelope_bytes + len(body))
     return RowKeys(pa.array(keys, pa.binary(_DIGEST_BYTES)), pa.array(sizes, pa.int64()))
 
 
-def render_requests(
-    ids: pa.Array, prompts: pa.Array, positions: pa.Array, spec: Spec
-) -> Iterator[Request]:
+def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Request]:
     """The requests of the rows at `positions` (int64), in that order, one at a time."""
-    renderer = _Renderer(spec)
-    for tags, texts in _chunks(_take(ids, positions), _take(prompts, positions)):
-        for tag, prompt in zip(tags, texts, strict=True):
-            if prompt is None:
-                raise AssertionError("a row without a prompt has no request")
-            body = renderer.body(prompt)
-            key = _row_key(tag, body)
-            yield Request(
-                row_key=key,
-                id=tag[1:],
-                body_digest=blake2b(body, digest_size=_DIGEST_BYTES).digest(),
-                line=renderer.line(key, body),
-                n_tokens=len(body) // _BYTES_PER_TOKEN + 1,
-            )
+    for tag, renderer, body in _bodies(rows.take(positions), spec):
+        if body is None:
+            raise ValueError(f"row {tag[1:]!r} has no prompt, and so no request")
+        key = _row_key(tag, body)
+        yield Request(
+            row_key=key,
+            id=tag[1:],
+            body_digest=blake2b(body, digest_size=_DIGEST_BYTES).digest(),
+            line=renderer.line(key, body),
+            n_tokens=len(body) // _BYTES_PER_TOKEN + 1,
+            model=renderer.model,
+        )
 
 
 def _row_key(tag: str, body: bytes) -> bytes:
@@ -205,14 +268,26 @@ def _take(column: pa.Array, positions: pa.Array) -> pa.Array:
     return column.take(positions)
 
 
-def _chunks(
-    ids: pa.Array, prompts: pa.Array
-) -> Iterator[tuple[list[str], list[str | bytes | None]]]:
+def _bodies(rows: Rows, spec: Spec) -> Iterator[tuple[str, _Renderer, bytes | None]]:
+    """Each row's id with its type's letter, what renders it, and its body; None without prompt."""
     # The type is part of an id: the integer 1 and the text "1" are different rows.
-    letter = "i" if pa.types.is_integer(ids.type) else "s"
-    for start in range(0, len(ids), _CHUNK_ROWS):
-        texts = pc.cast(ids.slice(start, _CHUNK_ROWS), pa.string())
-        yield (
-            [letter + text for text in texts.to_pylist()],
-            prompts.slice(start, _CHUNK_ROWS).to_pylist(),
-        )
+    letter = "i" if pa.types.is_integer(rows.ids.type) else "s"
+    renderers: dict[str | None, _Renderer] = {}
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        ids = pc.cast(rows.ids.slice(start, _CHUNK_ROWS), pa.string()).to_pylist()
+        prompts = rows.prompts.slice(start, _CHUNK_ROWS).to_pylist()
+        for id_, prompt, model, fields in zip(
+            ids,
+            prompts,
+            _own(rows.models, start),
+            _own(rows.fields, start),
+            strict=False,  # those that are the same for all rows do not end
+        ):
+            renderer = renderers.get(model)
+            if renderer is None:
+                renderer = renderers[model] = _Renderer(spec, model)
+            yield letter + id_, renderer, None if prompt is None else renderer.body(prompt, fields)
+
+
+def _own(column: pa.Array | None, start: int) -> Iterable[Any]:
+    return repeat(None) if column is None else column.slice(start, _CHUNK_ROWS).to_pylist()

@@ -175,6 +175,8 @@ class _Message(msgspec.Struct, gc=False):
 class _Choice(msgspec.Struct, gc=False):
     finish_reason: str | None = None
     message: _Message | None = None
+    # Of /v1/completions, which knows no messages.
+    text: str | None = None
 
 
 class _Item(msgspec.Struct, gc=False, omit_defaults=True):
@@ -453,7 +455,7 @@ def _chat(choices: list[_Choice]) -> _Answer:
     if not choices:
         return None, None, None
     choice = choices[0]
-    message = choice.message or _Message()
+    message = choice.message or _Message(content=choice.text)
     content, refusal = message.content, message.refusal
     if isinstance(content, list):
         content, refused = _join(content)

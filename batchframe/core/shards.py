@@ -63,15 +63,17 @@ def cut_shards(requests: Iterable[Request], limits: Limits) -> Iterator[list[Req
     """Cut requests into shards, as few as a single pass in order allows.
 
     Each shard holds at most `max_requests` requests, `max_bytes` bytes and, where that is given,
-    `max_enqueued_tokens` estimated tokens. A request that alone exceeds the tokens goes by itself:
-    the estimate is cautious, and the provider decides. One that alone exceeds the bytes is the
-    caller's to refuse before anything is cut.
+    `max_enqueued_tokens` estimated tokens, all for one model: a file may name only one, so requests
+    for one model are expected next to each other. A request that alone exceeds the tokens goes by
+    itself: the estimate is cautious, and the provider decides. One that alone exceeds the bytes is
+    the caller's to refuse before anything is cut.
     """
     shard: list[Request] = []
     n_bytes = n_tokens = 0
     for request in requests:
         over = (
             len(shard) == limits.max_requests
+            or (bool(shard) and request.model != shard[0].model)
             or n_bytes + len(request.line) > limits.max_bytes
             or (
                 limits.max_enqueued_tokens is not None

@@ -16,6 +16,7 @@ from batchframe.errors import ParameterError
 
 __all__ = [
     "CHAT_COMPLETIONS",
+    "COMPLETIONS",
     "EMBEDDINGS",
     "MODERATIONS",
     "RESPONSES",
@@ -29,6 +30,8 @@ __all__ = [
 CHAT_COMPLETIONS = "/v1/chat/completions"
 #: The endpoint of responses, likewise.
 RESPONSES = "/v1/responses"
+#: The endpoint of the completions of old, likewise.
+COMPLETIONS = "/v1/completions"
 #: The endpoint of embeddings, likewise.
 EMBEDDINGS = "/v1/embeddings"
 #: The endpoint of moderations, likewise.
@@ -58,10 +61,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     #: Layout version of the checkpoint.
     version: int = SPEC_VERSION
     #: Path of the API that each request calls: "/v1/chat/completions", "/v1/responses",
-    #: "/v1/embeddings" or "/v1/moderations".
+    #: "/v1/completions", "/v1/embeddings" or "/v1/moderations".
     endpoint: str = CHAT_COMPLETIONS
-    #: The model of every request: one input file may name only one.
-    model: str
+    #: The model of every request; None where each row names its own.
+    model: str | None
     #: The system message of every request, or None.
     system: str | None = None
     #: Further fields of every body (temperature, seed, ...), JSON values; sorted by name.

@@ -33,6 +33,7 @@ __all__ = [
 
 #: The endpoints that the local models answer, or some of them.
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+COMPLETIONS = "/v1/completions"
 EMBEDDINGS, MODERATIONS = "/v1/embeddings", "/v1/moderations"
 
 #: What is judged (OpenAI API spec, 2026-08).
@@ -203,7 +204,7 @@ def count_prompt_tokens(body: Mapping[str, Any]) -> int:
 
 
 def _inputs(body: Mapping[str, Any]) -> list[Any]:
-    asked = body.get("input")
+    asked = body.get("input") or body.get("prompt")
     if isinstance(asked, str):
         asked = [{"content": asked}]
     return asked if isinstance(asked, list) else []
@@ -317,9 +318,13 @@ def _hashed(text: str, size: int) -> list[float]:
 def _by_chat(
     chat: Callable[[dict[str, Any]], Answer], body: dict[str, Any], endpoint: str
 ) -> Answer:
-    """Answer a request of either endpoint by a model that knows chats."""
+    """Answer a request of an endpoint for text by a model that knows chats."""
     if endpoint == CHAT:
         return chat(body)
+    if endpoint == COMPLETIONS:
+        prompt = {"role": "user", "content": body.get("prompt")}
+        status, reply = chat({**body, "messages": [prompt]})
+        return (200, _text_completion(reply)) if status == 200 else (status, reply)
     if endpoint != RESPONSES:
         message = f"The local models do not answer {endpoint}."
         return 404, error_body(message, "unsupported_endpoint", None)
@@ -330,6 +335,23 @@ def _by_chat(
     limit = body.get("max_output_tokens")
     status, reply = chat({**body, "messages": messages, "max_completion_tokens": limit})
     return (200, _response(reply)) if status == 200 else (status, reply)
+
+
+def _text_completion(completion: Mapping[str, Any]) -> dict[str, Any]:
+    choice = completion["choices"][0]
+    return {
+        **completion,
+        "id": completion["id"].replace("chatcmpl-", "cmpl-"),
+        "object": "text_completion",
+        "choices": [
+            {
+                "index": 0,
+                "text": choice["message"]["content"],
+                "logprobs": None,
+                "finish_reason": choice["finish_reason"],
+            }
+        ],
+    }
 
 
 def _response(completion: Mapping[str, Any]) -> dict[str, Any]:

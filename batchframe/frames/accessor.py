@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Proto
 
 from batchframe.errors import ParameterError
 from batchframe.parameters import (
+    Column,
     body_params,
     check_client,
     check_values,
     checkpoint_path,
+    own_fields,
     sent_structure,
 )
 from batchframe.parameters import response_format as read_response_format
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from batchframe.checkpoint import Checkpoint
     from batchframe.core.columns import Form
+    from batchframe.core.requests import Rows
     from batchframe.core.shards import Limits
 __all__ = ["OpenAIBatch", "attach", "complete", "embed", "moderate", "register", "results"]
 
@@ -41,6 +44,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_COMPLETIONS = "/v1/completions"
 _EMBEDDINGS = "/v1/embeddings"
 _MODERATIONS = "/v1/moderations"
 #: A call of each function, as its messages show one.
@@ -94,7 +98,7 @@ def complete(
     prompt_col: Hashable | None = None,
     id_col: Hashable | None = None,
     *,
-    model: str,
+    model: str | Column,
     template: str | None = None,
     images: Hashable | list[Hashable] | None = None,
     response_format: "type[BaseModel] | Mapping[str, Any] | None" = None,
@@ -129,7 +133,8 @@ def complete(
             "content": ...}). Null and empty prompts are not sent.
         id_col: The column with the ids: integers, text, UUIDs or dates, unique, without nulls. None
             numbers the rows that have the same prompt, so that they resume all the same.
-        model: The model that answers, such as "gpt-4o-mini".
+        model: The model that answers, such as "gpt-4o-mini"; or `bf.col("model")`, for a column
+            that names each row's own.
         template: Instead of prompt_col: a text with column names in braces, such as "Summarise
             {title}: {body}". A row where one of them is null is not sent.
         images: A column of images, or a list of such columns: URLs, paths of files, or bytes, of
@@ -139,7 +144,8 @@ def complete(
             Struct column in Polars, and its JSON as `completion_text`; in pandas the JSON as
             `completion`, and one column for each field. Those that do not fit are `invalid`.
         system: One system message for all rows.
-        endpoint: What answers: "/v1/chat/completions" or "/v1/responses".
+        endpoint: What answers: "/v1/chat/completions", "/v1/responses", or "/v1/completions" of
+            old, which takes text alone.
         output: Names the new columns, so that several calls live side by side.
         checkpoint: The directory that keeps shards and results, such as "~/runs/summaries"; None
             finds one under `.batchframe/` by model, parameters and account.
@@ -157,7 +163,8 @@ def complete(
         progress: Show progress bars where there is a terminal or a notebook.
         details: Add columns with finish reason, model, request id and batch id.
         client: An `openai.OpenAI` client; None makes one from the environment.
-        **params: Further body fields, as the SDK names them: temperature=0, seed=42, ...
+        **params: Further body fields, as the SDK names them: temperature=0, seed=42, ... For each
+            row's own, a column: max_completion_tokens=bf.col("n_max").
 
     Returns:
         A new frame of the same type with the columns, each one entry per row, in the frame's order:
@@ -182,7 +189,7 @@ def complete(
         >>> list(out["completion"])
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
-    check_values(model=model, template=template, system=system, endpoint=endpoint)
+    check_values(template=template, system=system, endpoint=endpoint)
     settings = _Settings(
         output=output,
         checkpoint=checkpoint,
@@ -211,6 +218,8 @@ def complete(
         raise ParameterError(
             f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
         )
+    if endpoint == _COMPLETIONS and system is not None:
+        raise ParameterError(f"system= has no place in {endpoint}: it knows no messages.")
     from batchframe.core.columns import Form
     from batchframe.core.structure import read_texts
 
@@ -225,8 +234,9 @@ def complete(
         functools.partial(
             _sent,
             settings=settings,
-            spec={"endpoint": endpoint, "model": model, "system": system, "params": body},
+            spec={"endpoint": endpoint, "model": _name(model), "system": system, "params": body},
         ),
+        own=own_fields(params, model),
         form=form,
     )
 
@@ -238,7 +248,7 @@ def embed(
     text_col: Hashable,
     id_col: Hashable | None = None,
     *,
-    model: str,
+    model: str | Column,
     dimensions: int | None = None,
     output: str = "embedding",
     checkpoint: str | Path | None = None,
@@ -258,7 +268,9 @@ def embed(
 ) -> FrameT:
     """Embed a column of texts through the OpenAI Batch API.
 
-    All that is said of `complete` holds here: checkpoints, resuming, costs.
+    All that is said of `complete` holds here: checkpoints, resuming, costs. Each text is a request
+    of its own, so that each row has its own tokens, cost and error; several in one request would
+    save nothing, for the limit of 50,000 a batch counts texts (OpenAI, Batch guide, 2026-08).
 
     Args:
         frame: A pandas or Polars DataFrame, or a pyarrow Table.
@@ -307,7 +319,7 @@ def embed(
         >>> out["embedding"].dtype
         Array(Float32, shape=(4,))
     """
-    check_values(model=model, dimensions=dimensions)
+    check_values(dimensions=dimensions)
     settings = _Settings(
         output=output,
         checkpoint=checkpoint,
@@ -337,8 +349,9 @@ def embed(
         functools.partial(
             _sent,
             settings=settings,
-            spec={"endpoint": _EMBEDDINGS, "model": model, "params": body},
+            spec={"endpoint": _EMBEDDINGS, "model": _name(model), "params": body},
         ),
+        own=own_fields(params, model),
         form=_form_of(_EMBEDDINGS, body),
     )
 
@@ -350,7 +363,7 @@ def moderate(
     text_col: Hashable,
     id_col: Hashable | None = None,
     *,
-    model: str = "omni-moderation-latest",
+    model: str | Column = "omni-moderation-latest",
     output: str = "moderation",
     checkpoint: str | Path | None = None,
     max_retries: int = 3,
@@ -411,7 +424,6 @@ def moderate(
         >>> out["moderation_flagged"].to_list()
         [False, True]
     """
-    check_values(model=model)
     settings = _Settings(
         output=output,
         checkpoint=checkpoint,
@@ -437,8 +449,9 @@ def moderate(
         functools.partial(
             _sent,
             settings=settings,
-            spec={"endpoint": _MODERATIONS, "model": model, "params": body},
+            spec={"endpoint": _MODERATIONS, "model": _name(model), "params": body},
         ),
+        own=own_fields(params, model),
         form=_form_of(_MODERATIONS, body),
     )
 
@@ -453,8 +466,10 @@ def attach(
     *,
     template: str | None = None,
     images: Hashable | list[Hashable] | None = None,
+    model: "str | Column | None" = None,
     output: str = "completion",
     details: bool = False,
+    **params: Any,
 ) -> FrameT:
     """Put what a checkpoint holds onto a frame that has its rows; nothing is sent.
 
@@ -469,8 +484,12 @@ def attach(
         id_col: The column with the ids, likewise.
         template: The template, likewise.
         images: The columns of images, likewise.
+        model: The column of the models, likewise: `bf.col("model")`. The checkpoint knows of a
+            model that is the same for all rows.
         output: Names the new columns.
         details: As for `complete`.
+        **params: The columns of further body fields, likewise: max_completion_tokens=bf.col("n").
+            The checkpoint knows of those that are the same for all rows.
 
     Returns:
         A new frame of the same type with the columns that the call made or will make, each one
@@ -501,12 +520,27 @@ def attach(
     from batchframe.run import find_rows
 
     there = _read(checkpoint)
+    own = own_fields(params, model)
+    shared = body_params(
+        params, there.spec.endpoint, function="attach", keywords=_keywords(attach)
+    ) | ({} if model is None or "model" in own else {"model": model})
+    if shared:
+        raise ParameterError(
+            f"attach() was given {', '.join(f'{name}=' for name in shared)}; it takes parameters "
+            "that stand in columns, as bf.col(...), and the checkpoint knows of all others."
+        )
+    if there.spec.model is None and model is None:
+        raise ParameterError(
+            "The rows of this checkpoint have models of their own: name their column, for example "
+            "model=bf.col('model')."
+        )
     return _answered(
         frame,
         _question(frame, prompt_col, template, images, there.spec.endpoint),
         id_col,
         _Columns(output=output, details=details, nulls="skip"),
-        lambda ids, prompts: find_rows(ids, prompts, there)[:2],
+        lambda rows: find_rows(rows, there)[:2],
+        own=own,
         form=_form_of(there.spec.endpoint, there.spec.params),
         unanswered=None,
     )
@@ -567,6 +601,14 @@ def _form_of(endpoint: str, body: Mapping[str, Any]) -> "Form | None":
     )
 
 
+def _name(model: object) -> str | None:
+    """The model of all rows; None where each has its own."""
+    if isinstance(model, Column):
+        return None
+    check_values(model=model)
+    return cast("str", model)
+
+
 def _keywords(function: Callable[..., Any]) -> set[str]:
     """The function's own keywords, which a misspelt one may have meant."""
     return inspect.signature(function).parameters.keys() - {"frame", "params"}
@@ -625,6 +667,8 @@ def _question(
             "Exactly one of prompt_col and template= says what to ask; this call has "
             f"{'both' if template is not None else 'neither'}. Nothing was sent."
         )
+    if images is not None and endpoint == _COMPLETIONS:
+        raise ParameterError(f"images= has no place in {endpoint}: it takes text alone.")
     from batchframe.frames import inputs
 
     fields = inputs.template_fields(template) if template is not None else []
@@ -638,6 +682,11 @@ def _question(
                 raise ParameterError(
                     "images= goes with prompts that are text; lists of chat messages hold their "
                     "images themselves. Nothing was sent."
+                )
+            if endpoint == _COMPLETIONS:
+                raise ParameterError(
+                    f"Column {prompt_col!r} holds lists of chat messages, and {endpoint} takes "
+                    "text alone. Nothing was sent."
                 )
             return inputs.messages(lists, prompt_col)
         else:
@@ -669,8 +718,9 @@ def _answered(
     question: _Question,
     id_col: Hashable | None,
     columns: _Columns,
-    answer: Callable[["pa.Array", "pa.Array"], "tuple[pa.Table, pa.Int64Array]"],
+    answer: Callable[["Rows"], "tuple[pa.Table, pa.Int64Array]"],
     *,
+    own: Mapping[str, Column],
     form: "Form | None",
     unanswered: str | None = "missing",
 ) -> FrameT:
@@ -681,19 +731,21 @@ def _answered(
         question: Where the prompts come from.
         id_col: The label of the ids, or None.
         columns: What the call says of new columns and rows.
-        answer: Ids and prompts -> results, and where each row has its own.
+        answer: What rows ask -> results, and where each row has its own.
+        own: The columns of the rows' own body fields, by the fields' names.
         form: What answers become.
         unanswered: The status of rows without a result.
     """
     import pyarrow as pa
 
     from batchframe.core.columns import result_columns
+    from batchframe.core.requests import Rows
     from batchframe.core.results import RESULT_SCHEMA
     from batchframe.frames import inputs
 
     adapter = _adapter(frame)
     labels, index = adapter.labels(frame), adapter.index_names(frame)
-    for label, role in question.columns:
+    for label, role in (*question.columns, *((own[name].label, name) for name in own)):
         inputs.check_label(label, role, labels, index)
     if id_col is not None:
         inputs.check_label(id_col, "id_col", labels, index)
@@ -720,13 +772,40 @@ def _answered(
     if prompts.null_count == len(prompts):
         results, positions = nothing, pa.nulls(len(prompts), pa.int64())
     else:
-        results, positions = answer(ids, prompts)
+        results, positions = answer(
+            Rows(
+                ids=ids,
+                prompts=prompts,
+                **_own_of_rows(adapter, frame, own, prompts),
+            )
+        )
     made = columns_of(results, positions, skipped=prompts.is_null())
     return cast("FrameT", adapter.attach(frame, made, like=question.columns[0][0]))
 
 
+def _own_of_rows(
+    adapter: "_Adapter", frame: Any, own: Mapping[str, Column], prompts: "pa.Array"
+) -> dict[str, Any]:
+    """Models and fields of `Rows`, out of their columns."""
+    from batchframe.frames import inputs
+
+    def values(label: Hashable) -> Sequence[object]:
+        lists = adapter.lists(frame, label)
+        return adapter.column(frame, label).to_pylist() if lists is None else lists
+
+    found: dict[str, Any] = {}
+    fields = {name: column.label for name, column in own.items() if name != "model"}
+    if "model" in own:
+        label = own["model"].label
+        found["models"] = inputs.models(adapter.column(frame, label), label, prompts)
+    if fields:
+        columns = {name: (label, values(label)) for name, label in fields.items()}
+        found["fields"] = inputs.own_fields(columns, prompts)
+    return found
+
+
 def _sent(
-    ids: "pa.Array", prompts: "pa.Array", *, settings: _Settings, spec: Mapping[str, Any]
+    rows: "Rows", *, settings: _Settings, spec: Mapping[str, Any]
 ) -> "tuple[pa.Table, pa.Int64Array]":
     """What the provider answers, or has answered; `spec` are the fields but the account."""
     from batchframe.client import Provider
@@ -738,8 +817,7 @@ def _sent(
     provider = Provider(settings.client)
     shared = Spec(account=provider.account, **spec)
     results, positions, *_ = run_rows(
-        ids,
-        prompts,
+        rows,
         shared,
         Submission(
             provider=provider,

@@ -7,13 +7,13 @@ mistake costs money here.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from string import Formatter
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.requests import encode_messages, encode_parts
+from batchframe.core.requests import encode_fields, encode_messages, encode_parts
 from batchframe.errors import ColumnError, ParameterError, RowError
 from batchframe.frames.images import image_url
 from batchframe.parameters import closest
@@ -24,7 +24,9 @@ __all__ = [
     "check_nulls",
     "ids",
     "messages",
+    "models",
     "numbers",
+    "own_fields",
     "prompts",
     "rendered",
     "template_fields",
@@ -187,6 +189,56 @@ def with_images(
 
     texts = (text.as_py() for text in prompts)
     return pa.array((encoded(*pair) for pair in enumerate(texts)), pa.large_binary())
+
+
+def models(column: pa.Array, label: Hashable, prompts: pa.Array) -> pa.Array:
+    """Strings, one per row: each row's model; not null where the prompt is not.
+
+    Raises ColumnError for other values than text, and RowError for rows without a model.
+    """
+    column = _plain(column)
+    if not _is_text(column.type) and column.null_count < len(column):
+        raise ColumnError(
+            f"Column {label!r} holds {column.type}, and models are named by text: "
+            f"{_examples(column, pc.indices_nonzero(pc.is_valid(column)))}."
+        )
+    text = pc.cast(column, pa.large_string())
+    is_blank = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), fill_value=True)
+    nulls = pc.indices_nonzero(pc.and_(is_blank, pc.is_valid(prompts)))
+    if len(nulls):
+        raise RowError(
+            f"{len(nulls)} {'row has' if len(nulls) == 1 else 'rows have'} no model: column "
+            f"{label!r} is null or blank in {_rows(nulls)}. Nothing was sent. Fill them in, or "
+            "leave those rows out."
+        )
+    return text
+
+
+def own_fields(
+    columns: Mapping[str, tuple[Hashable, Sequence[object]]], prompts: pa.Array
+) -> pa.Array:
+    """Binary, one per row: the JSON of the row's own body fields; null for none.
+
+    Args:
+        columns: Label and values, one per row, by the name of the body field.
+        prompts: One per row; rows without one need no fields.
+
+    Raises:
+        RowError: a row has something that JSON cannot hold.
+    """
+    values = {name: (label, iter(column)) for name, (label, column) in columns.items()}
+
+    def encoded(row: int, *, is_sent: bool) -> bytes | None:
+        fields = {
+            name: (next(column), f"Row {row} of column {label!r}")
+            for name, (label, column) in values.items()
+        }
+        return encode_fields(fields) if is_sent else None
+
+    sent = prompts.is_valid().to_pylist()
+    return pa.array(
+        (encoded(row, is_sent=is_sent) for row, is_sent in enumerate(sent)), pa.large_binary()
+    )
 
 
 def check_nulls(prompts: pa.Array, labels: Sequence[Hashable]) -> None:

@@ -35,7 +35,7 @@ from batchframe.core.batches import (
     UploadStarted,
     Usage,
 )
-from batchframe.core.requests import render_requests
+from batchframe.core.requests import Rows, render_requests
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.spec import Account, Spec
 from batchframe.emulator import JumpClock
@@ -96,7 +96,9 @@ def reopened(path):
 def some_requests(*prompts, spec=SPEC):
     ids = pa.array([f"row {i}" for i in range(len(prompts))])
     positions = pa.array(range(len(prompts)), pa.int64())
-    return list(render_requests(ids, pa.array(prompts, pa.string()), positions, spec))
+    return list(
+        render_requests(Rows(ids=ids, prompts=pa.array(prompts, pa.string())), positions, spec)
+    )
 
 
 def seen(status="in_progress", **changes):

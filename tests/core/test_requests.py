@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.requests import render_requests, row_keys
+from batchframe.core.requests import Rows, render_requests, row_keys
 from batchframe.core.spec import Account, Spec
 
 ACCOUNT = Account(base_url="https://api.openai.com/v1/")
@@ -26,12 +26,13 @@ SPEC = a_spec()
 
 def rendered(ids, prompts, spec=SPEC, positions=None):
     chosen = range(len(ids)) if positions is None else positions
-    return list(render_requests(ids, prompts, pa.array(chosen, pa.int64()), spec))
+    rows = Rows(ids=ids, prompts=prompts)
+    return list(render_requests(rows, pa.array(chosen, pa.int64()), spec))
 
 
 def keys(ids, prompts, spec=SPEC):
     prompts = prompts if isinstance(prompts, pa.Array) else pa.array(prompts, pa.string())
-    return row_keys(pa.array(ids), prompts, spec).keys.to_pylist()
+    return row_keys(Rows(ids=pa.array(ids), prompts=prompts), spec).keys.to_pylist()
 
 
 def key(id_, prompt, **changes):
@@ -109,7 +110,7 @@ def test_text_that_breaks_lines_elsewhere_stays_in_one_line_here(text):
 def test_what_is_measured_is_what_is_rendered(prompts, system):
     spec = a_spec(system=system)
     ids, column = pa.array(range(len(prompts)), pa.int64()), pa.array(prompts, pa.string())
-    measured = row_keys(ids, column, spec)
+    measured = row_keys(Rows(ids=ids, prompts=column), spec)
     sent = [position for position, prompt in enumerate(prompts) if prompt is not None]
     requests = rendered(ids, column, spec, sent)
     assert [measured.keys[i].as_py() for i in sent] == [r.row_key for r in requests]
@@ -117,7 +118,7 @@ def test_what_is_measured_is_what_is_rendered(prompts, system):
 
 
 def test_null_prompts_have_neither_key_nor_size():
-    named = row_keys(pa.array([1, 2, 3]), pa.array(["a", None, ""]), SPEC)
+    named = row_keys(Rows(ids=pa.array([1, 2, 3]), prompts=pa.array(["a", None, ""])), SPEC)
     assert named.keys.type == pa.binary(16)
     assert named.line_bytes.type == pa.int64()
     assert named.keys.is_null().to_pylist() == [False, True, False]
@@ -126,7 +127,7 @@ def test_null_prompts_have_neither_key_nor_size():
 
 def test_no_rows_have_no_keys_and_no_requests():
     none = pa.array([], pa.string())
-    assert len(row_keys(none, none, SPEC).keys) == 0
+    assert len(row_keys(Rows(ids=none, prompts=none), SPEC).keys) == 0
     assert rendered(none, none) == []
 
 
@@ -139,7 +140,7 @@ def test_rows_beyond_the_first_chunk_are_named_as_they_would_be_alone():
     n = 40_000
     ids = pa.array(range(n), pa.int64())
     prompts = pa.array([f"prompt {i}" for i in range(n)])
-    named = row_keys(ids, prompts, SPEC).keys
+    named = row_keys(Rows(ids=ids, prompts=prompts), SPEC).keys
     assert named.null_count == 0
     assert len(set(named.to_pylist())) == n
     for i in (0, 16_383, 16_384, 32_768, n - 1):
@@ -181,7 +182,7 @@ def test_the_row_key_is_the_digest_of_the_tagged_id_and_the_body():
 )
 def test_an_integer_id_has_one_key_whatever_its_width(type_):
     ids = pa.array([0, 1, 100], type_)
-    assert row_keys(ids, pa.array(["x"] * 3), SPEC).keys.to_pylist() == [
+    assert row_keys(Rows(ids=ids, prompts=pa.array(["x"] * 3)), SPEC).keys.to_pylist() == [
         key(0, "x"),
         key(1, "x"),
         key(100, "x"),
@@ -191,7 +192,7 @@ def test_an_integer_id_has_one_key_whatever_its_width(type_):
 @pytest.mark.parametrize("type_", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
 def test_a_text_has_one_key_whatever_its_layout(type_):
     column = pa.array(["a", "é", ""], type_)
-    assert row_keys(column, column, SPEC).keys.to_pylist() == [
+    assert row_keys(Rows(ids=column, prompts=column), SPEC).keys.to_pylist() == [
         key("a", "a"),
         key("é", "é"),
         key("", ""),
@@ -205,14 +206,14 @@ def test_a_text_has_one_key_whatever_its_layout(type_):
 
 def test_a_slice_of_a_column_is_named_like_the_whole():
     ids, prompts = pa.array(range(10)), pa.array([str(i) for i in range(10)])
-    whole = row_keys(ids, prompts, SPEC).keys
-    part = row_keys(ids.slice(4, 3), prompts.slice(4, 3), SPEC).keys
+    whole = row_keys(Rows(ids=ids, prompts=prompts), SPEC).keys
+    part = row_keys(Rows(ids=ids.slice(4, 3), prompts=prompts.slice(4, 3)), SPEC).keys
     assert part.to_pylist() == whole.to_pylist()[4:7]
 
 
 def test_large_integers_are_told_apart_exactly():
     ids = pa.array([2**53, 2**53 + 1, 2**63, 2**64 - 1], pa.uint64())
-    named = row_keys(ids, pa.array(["x"] * 4), SPEC).keys.to_pylist()
+    named = row_keys(Rows(ids=ids, prompts=pa.array(["x"] * 4)), SPEC).keys.to_pylist()
     assert len(set(named)) == 4
     assert [request.id for request in rendered(ids, pa.array(["x"] * 4))] == [
         "9007199254740992",
@@ -287,10 +288,10 @@ def test_a_list_of_messages_is_sent_as_it_is_after_the_system_message():
     encoded = pa.array([json.dumps(chat).encode()], pa.large_binary())
     ids = pa.array(["a"])
     spec = a_spec(system="Be brief.")
-    (request,) = render_requests(ids, encoded, pa.array([0], pa.int64()), spec)
+    (request,) = render_requests(Rows(ids=ids, prompts=encoded), pa.array([0], pa.int64()), spec)
     body = json.loads(request.line)["body"]
     assert body["messages"] == [{"role": "system", "content": "Be brief."}, *chat]
-    measured = row_keys(ids, encoded, spec)
+    measured = row_keys(Rows(ids=ids, prompts=encoded), spec)
     assert measured.keys.to_pylist() == [request.row_key]
     assert measured.line_bytes.to_pylist() == [len(request.line)]
 
@@ -298,5 +299,7 @@ def test_a_list_of_messages_is_sent_as_it_is_after_the_system_message():
 @given(st.text())
 def test_a_text_has_the_key_of_the_list_of_that_one_message(text):
     chat = msgspec.json.encode([{"role": "user", "content": text}])
-    as_list = row_keys(pa.array(["a"]), pa.array([chat], pa.large_binary()), SPEC)
-    assert as_list == row_keys(pa.array(["a"]), pa.array([text], pa.string()), SPEC)
+    as_list = row_keys(Rows(ids=pa.array(["a"]), prompts=pa.array([chat], pa.large_binary())), SPEC)
+    assert as_list == row_keys(
+        Rows(ids=pa.array(["a"]), prompts=pa.array([text], pa.string())), SPEC
+    )

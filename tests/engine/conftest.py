@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from batchframe.client import Provider
+from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
@@ -32,7 +33,7 @@ def server(clock: JumpClock) -> Iterator[LocalServer]:
         yield running
 
 
-Rows = dict[int, str | None]
+Prompts = dict[int, str | None]
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def run(engine: Engine, tmp_path: Path) -> Callable[..., list[dict[str, Any] | N
 
     def run_them(
         server: LocalServer,
-        rows: Rows,
+        rows: Prompts,
         *,
         limits: Limits | None = None,
         model: str = "gpt-4o-mini",
@@ -52,8 +53,10 @@ def run(engine: Engine, tmp_path: Path) -> Callable[..., list[dict[str, Any] | N
     ) -> list[dict[str, Any] | None]:
         provider = Provider(server.client())
         answers = run_rows(
-            pa.array(list(rows), pa.int64()),
-            pa.array(list(rows.values()), pa.string()),
+            Rows(
+                ids=pa.array(list(rows), pa.int64()),
+                prompts=pa.array(list(rows.values()), pa.string()),
+            ),
             Spec(model=model, account=provider.account),
             Submission(
                 provider=provider,

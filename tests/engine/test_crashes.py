@@ -13,6 +13,7 @@ import pytest
 
 from batchframe.client import Provider
 from batchframe.core.batches import BatchSeen, BatchStatus
+from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
@@ -48,8 +49,7 @@ def run_once(
     retry_failed: bool = False,
 ) -> list[dict[str, Any]]:
     answers = run_rows(
-        pa.array(range(len(prompts)), pa.int64()),
-        pa.array(prompts, pa.string()),
+        Rows(ids=pa.array(range(len(prompts)), pa.int64()), prompts=pa.array(prompts, pa.string())),
         Spec(model="gpt-4o-mini", account=provider.account),
         Submission(
             provider=provider,

@@ -22,7 +22,7 @@ import batchframe as bf
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider
 from batchframe.core.batches import UploadStarted
-from batchframe.core.requests import render_requests
+from batchframe.core.requests import Rows, render_requests
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Account, Spec
 from batchframe.emulator import JumpClock, LocalServer
@@ -165,8 +165,10 @@ def run(server: LocalServer, clock: JumpClock) -> Run:
 
     def run_them(path: Path, storage: Storage, n_rows: int) -> list[dict[str, Any]]:
         answers = run_rows(
-            pa.array(range(n_rows), pa.int64()),
-            pa.array(prompts(path, n_rows), pa.string()),
+            Rows(
+                ids=pa.array(range(n_rows), pa.int64()),
+                prompts=pa.array(prompts(path, n_rows), pa.string()),
+            ),
             Spec(model="gpt-4o-mini", account=provider.account),
             Submission(
                 provider=provider,
@@ -235,7 +237,9 @@ def test_after_a_commit_whose_directory_could_not_be_flushed_the_disk_is_blamed(
     spec = Spec(model="gpt-4o-mini", account=account)
     disk = SickDisk(frozenset({"flush directory"}), errno.EIO, nth=1000, once=True)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint", spec, disk, clock)
-    requests = render_requests(pa.array([0]), pa.array(["question"]), pa.array([0]), spec)
+    requests = render_requests(
+        Rows(ids=pa.array([0]), prompts=pa.array(["question"])), pa.array([0]), spec
+    )
     shards = [checkpoint.freeze(list(requests), round_=round_) for round_ in range(2)]
 
     disk.fail_next()

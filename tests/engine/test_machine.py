@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from batchframe.client import Provider
+from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import Fault, JumpClock, LocalServer
@@ -188,8 +189,10 @@ class ACheckpointsLife(RuleBasedStateMachine):
         self, provider: Any, storage: MortalStorage, *, timeout: float | None = None
     ) -> list[dict[str, Any]]:
         answers = run_rows(
-            pa.array(list(self.rows), pa.int64()),
-            pa.array(list(self.rows.values()), pa.string()),
+            Rows(
+                ids=pa.array(list(self.rows), pa.int64()),
+                prompts=pa.array(list(self.rows.values()), pa.string()),
+            ),
             Spec(model="gpt-4o-mini", account=self.provider.account),
             Submission(
                 provider=provider,
