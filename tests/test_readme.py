@@ -37,8 +37,9 @@ def test_its_python_runs_as_written(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert str(out["completion_cost_usd"].sum()) in printed
     assert "echo: Name a tree." in printed
-    # The echo is no JSON.
-    assert list(names["typed"]["colour_status"]) == ["invalid", "invalid"]
+    # The echo answers in the form that is asked for.
+    assert list(names["typed"]["colour_status"]) == ["ok", "ok"]
+    assert list(names["typed"]["colour_name"]) == ["echo: Name a colour.", "echo: Name a fruit."]
     assert str(names["typed"]["colour_warm"].dtype) == "boolean"
     assert "| Category   | Tokens |" in printed
     assert "There is no column 'promt' for prompt_col. Did you mean 'prompt'?" in printed

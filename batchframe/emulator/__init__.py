@@ -13,7 +13,7 @@
 
 The modules, downwards: testing (the server as a context manager), server (HTTP), store (what is
 asked), timeline (what time does), work (rows), archive (what is kept), validation and requests
-(refusals), faults, models, records (values).
+(refusals), faults, models, schemas (answers in JSON), records (values).
 """
 
 from .faults import Fault

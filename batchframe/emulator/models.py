@@ -7,6 +7,7 @@ name a request asks for is accepted and echoed, so that prices apply.
 
 import base64
 import itertools
+import json
 import math
 import os
 import re
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from batchframe.errors import MissingDependencyError
+
+from .schemas import fitting
 
 __all__ = [
     "Answer",
@@ -94,7 +97,7 @@ class CallableModel:
 
 
 class Echo:
-    """Answers a chat with `echo: ` and the last user message."""
+    """Answers a chat with `echo: ` and the last user message, in JSON where that is asked for."""
 
     name = "echo"
     instant = True
@@ -116,7 +119,7 @@ class Echo:
         for message in messages:
             if isinstance(message, dict) and message.get("role") == "user":
                 asked = _text(message)
-        text, finish_reason = f"echo: {asked}", "stop"
+        text, finish_reason = _echoed(asked, body.get("response_format")), "stop"
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         if isinstance(limit, int):
             kept = list(itertools.islice(_TOKEN.finditer(text), limit + 1))
@@ -125,6 +128,18 @@ class Echo:
         usage = _usage(count_prompt_tokens(body), count_tokens(text))
         identity = f"chatcmpl-{blake2b(asked.encode(), digest_size=12).hexdigest()}"
         return 200, _completion(body, identity, text, finish_reason, usage)
+
+
+def _echoed(asked: str, form: Any) -> str:
+    """The answer in the form that is asked for."""
+    text = f"echo: {asked}"
+    match form:
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return json.dumps(fitting(schema, text), ensure_ascii=False)
+        case {"type": "json_object"}:
+            return json.dumps({"echo": asked}, ensure_ascii=False)
+        case _:
+            return text
 
 
 class SmolLM2:
@@ -333,7 +348,16 @@ def _by_chat(
     if isinstance(messages, list) and isinstance(body.get("instructions"), str):
         messages = [{"role": "system", "content": body["instructions"]}, *messages]
     limit = body.get("max_output_tokens")
-    status, reply = chat({**body, "messages": messages, "max_completion_tokens": limit})
+    asked_of_chat = {**body, "messages": messages, "max_completion_tokens": limit}
+    match body.get("text"):
+        case {"format": {"type": "json_schema", "schema": dict(schema)}}:
+            form = {"type": "json_schema", "json_schema": {"schema": schema}}
+            asked_of_chat["response_format"] = form
+        case {"format": {"type": "json_object"} as form}:
+            asked_of_chat["response_format"] = form
+        case _:
+            pass
+    status, reply = chat(asked_of_chat)
     return (200, _response(reply)) if status == 200 else (status, reply)
 
 

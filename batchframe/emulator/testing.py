@@ -69,7 +69,9 @@ class JumpClock:
 
 
 class LocalServer:
-    """The OpenAI Files and Batches API on 127.0.0.1, as a context manager.
+    """The OpenAI Files and Batches API on 127.0.0.1.
+
+    A context manager; where there is no block to hold it, as in a notebook, `start` and `stop` it.
 
     Args:
         model: What answers the requests: `"echo"`, `"smollm2"`, a `Model`, or a function
@@ -116,6 +118,21 @@ class LocalServer:
         )
 
     def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Serve, until `stop` or the end of the process.
+
+        Raises MissingDependencyError where the extra `emulator` is not installed.
+        """
         try:
             import python_multipart  # noqa: F401 - starlette asks for it at the first upload
             import uvicorn
@@ -168,12 +185,8 @@ class LocalServer:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """Answer no more, and remove a directory that was temporary."""
         self._stack.close()
 
     def _stop(self, thread: threading.Thread) -> None:

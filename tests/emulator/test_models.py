@@ -34,7 +34,7 @@ def test_the_echo_answers_responses_as_well():
     assert cut["output"][0]["content"][0]["text"] == "echo: one "
     assert cut["incomplete_details"] == {"reason": "max_output_tokens"}
 
-    assert Echo().answer({"prompt": "x"}, "/v1/completions")[0] == 404
+    assert Echo().answer({"prompt": "x"}, "/v1/images/generations")[0] == 404
 
 
 def test_the_echo_flags_the_categories_that_a_text_names():

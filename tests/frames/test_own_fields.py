@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 
 import batchframe as bf
+from batchframe.emulator import LocalServer
 
 
 @pytest.fixture
@@ -258,3 +259,27 @@ def test_ids_that_change_their_type_are_refused(frames, complete, paid, refused)
     message = refused(bf.RowError, frames.make({"id": [7], "prompt": ["other"]}))
     assert "ids that were text; now the ids are integers: 7." in message
     assert paid() == 5
+
+
+# --- What only the service can tell ---------------------------------------------------------------
+
+
+def test_a_prompt_over_the_context_window_fails_alone(frames, complete):
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        if len(text) > 100:
+            message = "This model's maximum context length is 100 tokens."
+            return 400, {"error": {"message": message, "code": "context_length_exceeded"}}
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    frame = frames.make({"id": [1, 2, 3], "prompt": ["a", "x" * 101, "c"]})
+    with LocalServer(answer, stage_seconds=0) as server:
+        out = complete(frame, client=server.client())
+        again = complete(frame, client=server.client())
+        assert server.calls()["batches.create"] == 1
+
+    assert frames.values(out, "completion_status") == ["ok", "failed", "ok"]
+    assert frames.values(out, "completion_error")[1] == (
+        "context_length_exceeded: This model's maximum context length is 100 tokens."
+    )
+    frames.assert_frame_equal(again, out)

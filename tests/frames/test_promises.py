@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from polars.testing import parametric
 
 import batchframe as bf
 from batchframe.emulator import LocalServer
@@ -474,6 +475,46 @@ def test_any_pandas_frame_keeps_the_promises(complete, server, tmp_path, prompts
     assert out["completion_cost_usd"].sum() == pytest.approx(cost)
     # A second identical call sends nothing.
     pd.testing.assert_frame_equal(complete(frame, checkpoint=place), out)
+    assert server.billed() == bill
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    prompts=st.lists(st.none() | st.text(), min_size=1, max_size=8),
+    data=st.data(),
+)
+def test_any_polars_frame_keeps_the_promises(complete, server, tmp_path, prompts, data):
+    n = len(prompts)
+    ids = data.draw(st.lists(st.text(), min_size=n, max_size=n, unique=True))
+    of_dtype = data.draw(st.sampled_from([pl.String, pl.Categorical]))
+    others = data.draw(parametric.dataframes(min_cols=1, max_cols=4, min_size=n, max_size=n))
+    frame = others.with_columns(
+        pl.Series("prompt", prompts, dtype=pl.String).cast(of_dtype), pl.Series("id", ids)
+    )
+    before = frame.clone()
+    billed = server.billed()
+    place = tmp_path / f"checkpoint-{next(_numbers)}"
+
+    out = complete(frame, checkpoint=place)
+
+    # Same rows, same order; the input frame is not changed.
+    pl.testing.assert_frame_equal(frame, before)
+    pl.testing.assert_frame_equal(out.select(frame.columns), before)
+    assert out["completion"].to_list() == [
+        f"echo: {prompt}" if prompt else None for prompt in prompts
+    ]
+    # The sum of the costs is the bill: gpt-4o-mini at $0.075 and $0.30 a million tokens.
+    bill = server.billed()
+    cost = (bill.input_tokens - billed.input_tokens) * 0.075e-6 + (
+        bill.output_tokens - billed.output_tokens
+    ) * 0.30e-6
+    assert out["completion_cost_usd"].sum() == pytest.approx(cost)
+    # A second identical call sends nothing.
+    pl.testing.assert_frame_equal(complete(frame, checkpoint=place), out)
     assert server.billed() == bill
 
 

@@ -31,6 +31,11 @@ def the_sisters_keep_the_type_too(df: pd.DataFrame, other: pl.DataFrame) -> None
     )
 
 
+def each_row_may_have_its_own(df: pl.DataFrame) -> None:
+    assert_type(bf.complete(df, "text", model=bf.col("m"), max_tokens=bf.col("n")), pl.DataFrame)
+    assert_type(bf.attach(df, "runs/a", "text", model=bf.col("m")), pl.DataFrame)
+
+
 def a_subclass_stays() -> None:
     class Survey(pd.DataFrame):
         pass

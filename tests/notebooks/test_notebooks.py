@@ -1,0 +1,62 @@
+"""Each notebook runs from a clean kernel, on its own local server, and shows what it says."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+#: Of each notebook: what its cells show, in order, among other things.
+SHOWN = {
+    "03_structured_output": [
+        "echo: What is the Python module bisect for?",
+        "Int64",
+        "list[str]",
+        "echo: What does this icon show?",
+        "audience",
+        "has_text",
+    ],
+    "04_embeddings": [
+        "array[f32, 256]",
+        "(256,)",
+        "similarity",
+        "true",
+        "flagged",
+    ],
+}
+
+
+def read(name):
+    return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_it_runs_from_a_clean_kernel_and_shows_what_it_says(name, tmp_path, monkeypatch):
+    for variable in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = read(name)
+    work = tmp_path / "work"
+    work.mkdir()
+
+    NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(work)}}
+    ).execute()
+
+    shown = json.dumps([cell.get("outputs") for cell in notebook.cells], ensure_ascii=False)
+    place = 0
+    for words in SHOWN[name]:
+        place = shown.index(words, place) + len(words)
+    assert "stderr" not in shown
+
+
+def test_every_notebook_is_run():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(SHOWN)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_they_are_kept_without_outputs_that_go_stale(name):
+    cells = [cell for cell in read(name).cells if cell.cell_type == "code"]
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
