@@ -14,7 +14,7 @@ SHOWN = {
         "echo: What is the Python module bisect for?",
         "Int64",
         "list[str]",
-        "echo: What does this icon show?",
+        "echo: What does this icon show",
         "audience",
         "has_text",
     ],
