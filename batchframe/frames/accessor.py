@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from batchframe.core.shards import Limits
 __all__ = ["OpenAIBatch", "attach", "complete", "embed", "moderate", "register", "results"]
 
+# A pyarrow Table goes in and comes out as well, but pyarrow ships no types: in the bound, it would
+# take any value for a frame.
 FrameT = TypeVar("FrameT", bound="pd.DataFrame | pl.DataFrame")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -560,6 +562,22 @@ def results(checkpoint: str | Path) -> "pa.Table":
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is broken.
+
+    Example:
+        >>> import batchframe as bf, polars as pl, tempfile
+        >>> df = pl.DataFrame({"id": [1, 2], "prompt": ["2 + 2?", "3 + 3?"]})
+        >>> runs = tempfile.mkdtemp()
+        >>> with bf.emulator.LocalServer() as server:
+        ...     _ = df.openai_batch.complete(
+        ...         "prompt",
+        ...         "id",
+        ...         model="gpt-4o-mini",
+        ...         checkpoint=runs,
+        ...         client=server.client(),
+        ...         progress=False,
+        ...     )
+        >>> pl.from_arrow(bf.results(runs)).select("id", "completion").rows()
+        [('1', 'echo: 2 + 2?'), ('2', 'echo: 3 + 3?')]
     """
     check_values(checkpoint=checkpoint)
     from batchframe.core.retries import latest
