@@ -24,6 +24,7 @@ from batchframe.errors import (
     ApiKeyError,
     AuthenticationError,
     BatchframeError,
+    BudgetExceededError,
     CheckpointBusyError,
     CheckpointCorruptError,
     CheckpointError,
@@ -37,39 +38,65 @@ from batchframe.errors import (
     RunTimeoutError,
     UnknownOutcomeError,
 )
-from batchframe.frames.accessor import attach, complete, embed, moderate, register, results
+from batchframe.frames.accessor import (
+    attach,
+    complete,
+    embed,
+    estimate,
+    moderate,
+    register,
+    results,
+    usage,
+)
 from batchframe.parameters import col
 
 if TYPE_CHECKING:
     from batchframe import emulator
+    from batchframe.core.estimates import Estimate
+    from batchframe.core.prices import Rates
     from batchframe.core.shards import Limits
+    from batchframe.core.usage import Usage
 
 __all__ = [
     "AccountMismatchError",
     "ApiKeyError",
     "AuthenticationError",
     "BatchframeError",
+    "BudgetExceededError",
     "CheckpointBusyError",
     "CheckpointCorruptError",
     "CheckpointError",
     "CheckpointMismatchError",
     "ColumnError",
+    "Estimate",
     "InputError",
     "Limits",
     "MissingDependencyError",
     "ParameterError",
     "ProviderError",
+    "Rates",
     "RowError",
     "RunTimeoutError",
     "UnknownOutcomeError",
+    "Usage",
     "attach",
     "col",
     "complete",
     "embed",
     "emulator",
+    "estimate",
     "moderate",
     "results",
+    "usage",
 ]
+
+#: What is imported when it is asked for, and from where.
+_HEAVY = {
+    "Estimate": "batchframe.core.estimates",
+    "Limits": "batchframe.core.shards",
+    "Rates": "batchframe.core.prices",
+    "Usage": "batchframe.core.usage",
+}
 
 for _library in ("pandas", "polars"):
     when_imported(_library)(register)
@@ -79,8 +106,6 @@ def __getattr__(name: str) -> Any:
     # These import heavy libraries, which `import batchframe` must not wait for.
     if name == "emulator":
         return importlib.import_module("batchframe.emulator")
-    if name == "Limits":
-        from batchframe.core.shards import Limits
-
-        return Limits
+    if name in _HEAVY:
+        return getattr(importlib.import_module(_HEAVY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

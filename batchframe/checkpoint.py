@@ -42,6 +42,7 @@ from batchframe.core.batches import (
     State,
     advance,
 )
+from batchframe.core.prices import Prices, repriced
 from batchframe.core.requests import Request
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.spec import SPEC_VERSION, Spec
@@ -145,8 +146,8 @@ class Checkpoint:
                 checkpoint = cls(resolved, spec, storage, clock)
                 checkpoint._prepare()
                 cls._open[resolved] = checkpoint
-            elif checkpoint.spec != spec:
-                raise _mismatch(resolved, spec, checkpoint.spec)
+            else:
+                checkpoint.check_spec(spec)
             checkpoint._users += 1
         return checkpoint  # type: ignore[return-value]
 
@@ -169,6 +170,11 @@ class Checkpoint:
         checkpoint = cls(resolved, _spec_in(data, resolved), storage, clock)
         checkpoint._replay()
         return checkpoint
+
+    def check_spec(self, spec: Spec) -> None:
+        """Raise CheckpointMismatchError if it belongs to another spec."""
+        if self.spec != spec:
+            raise _mismatch(self.path, spec, self.spec)
 
     def share(self) -> None:
         """One more user of the open checkpoint, who closes it as well."""
@@ -197,7 +203,7 @@ class Checkpoint:
             n_tokens=sum(request.n_tokens for request in requests),
             sha256=digest.hexdigest(),
             round=round_,
-            model=requests[0].model,
+            model=next((request.model for request in requests), None),
         )
         columns = [
             pa.array([request.row_key for request in requests], pa.binary(16)),
@@ -324,15 +330,35 @@ class Checkpoint:
         """The results of one collected shard; CheckpointCorruptError if they are damaged."""
         return self._read_table(self._results_path(number), RESULT_SCHEMA)
 
-    def results(self, columns: Sequence[str] = tuple(RESULT_SCHEMA.names)) -> pa.Table:
-        """All results, in the order of their shards: of a row tried twice, the last counts."""
+    def results(
+        self,
+        columns: Sequence[str] = tuple(RESULT_SCHEMA.names),
+        *,
+        prices: Prices | None = None,
+    ) -> pa.Table:
+        """All results, in the order of their shards: of a row tried twice, the last counts.
+
+        With `prices`, at the user's own rates where it has any for them.
+        """
         schema = pa.schema([RESULT_SCHEMA.field(name) for name in columns])
         tables = [
-            self._read_table(self._results_path(number), RESULT_SCHEMA, columns)
+            self._read_table(self._results_path(number), RESULT_SCHEMA, None if prices else columns)
+            for number in self.collected()
+        ]
+        if prices:
+            tables = [
+                repriced(table, model=self.model_of(number), prices=prices).select(columns)
+                for number, table in zip(self.collected(), tables, strict=True)
+            ]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def collected(self) -> list[int]:
+        """The shards whose results are here, in order."""
+        return [
+            number
             for number, shard in sorted(self.shards.items())
             if isinstance(shard.state, Collected)
         ]
-        return pa.concat_tables(tables) if tables else schema.empty_table()
 
     # Opening
 

@@ -49,7 +49,7 @@ from batchframe.errors import (
 if TYPE_CHECKING:
     from openai._legacy_response import LegacyAPIResponse
 
-__all__ = ["PARAMETERS", "Provider", "Unavailable", "open_client"]
+__all__ = ["PARAMETERS", "Provider", "Unavailable", "account_of", "open_client"]
 
 #: Body fields of each endpoint that the SDK knows.
 PARAMETERS = {
@@ -113,11 +113,7 @@ class Provider:
         #: Something answered, whatever it said: the address is not simply wrong.
         self.reached = False
         #: Who answers and who pays.
-        self.account = Account(
-            base_url=address,
-            organization=self._client.organization,
-            project=self._client.project,
-        )
+        self.account = _account(self._client)
 
     def upload(self, file: BinaryIO, name: str, n_bytes: int) -> str:
         """Send an input file under a name that ends in .jsonl. Returns its id."""
@@ -429,6 +425,22 @@ def open_client(api_key: str | None = None, base_url: str | None = None) -> open
         )
     _check_key(key)
     return openai.OpenAI(api_key=key, base_url=base_url)
+
+
+def account_of(client: openai.OpenAI | None) -> Account:
+    """Who would answer and pay; no key is needed, and nothing is sent."""
+    if client is not None:
+        return _account(client)
+    with openai.OpenAI(api_key=os.environ.get("OPENAI_API_KEY") or "none") as made:
+        return _account(made)
+
+
+def _account(client: openai.OpenAI) -> Account:
+    return Account(
+        base_url=str(client.base_url),
+        organization=client.organization,
+        project=client.project,
+    )
 
 
 def _has_other_credentials(client: openai.OpenAI) -> bool:

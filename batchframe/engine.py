@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ from batchframe.core.batches import (
     Usage,
     next_action,
 )
-from batchframe.core.prices import cost_usd
+from batchframe.core.prices import Prices, priced
 from batchframe.core.results import collect_results, split_lines
 from batchframe.core.retries import (
     PASSING_REFUSALS,
@@ -106,6 +106,8 @@ class Submission:
     ask_if_unknown: bool = False
     #: Delete our files at the provider once their results are in the checkpoint.
     delete_remote: bool = False
+    #: Rates that hold instead of the published ones.
+    prices: Prices | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -232,25 +234,26 @@ class Engine:
                 del self._jobs[key]
                 job.checkpoint.close()
 
-    def wait(self, jobs: Iterable[Job], *, seconds: float, look: Callable[[], None]) -> bool:
+    def wait(self, jobs: list[Job], *, seconds: float, look: Callable[[], None]) -> bool:
         """Wait until all jobs are settled, at most `seconds`; call `look` at each change.
 
-        Returns True when they are settled, and raises the first error among them at once.
+        `look` may add jobs to the list. Returns True when all are settled, and raises the first
+        error among them at once.
         """
-        watched = list(jobs)
         deadline = self.clock.monotonic() + seconds
         while True:
             with self._changed:
-                for job in watched:
+                for job in jobs:
                     if job.error is not None:
                         raise job.error
-                settled = all(job.is_settled for job in watched)
+                settled = all(job.is_settled for job in jobs)
                 left = deadline - self.clock.monotonic()
                 if not settled and left > 0:
                     # Woken at each step's end, and now and then for a signal such as Ctrl-C.
                     self._changed.wait(min(left, 0.2))
+            n_jobs = len(jobs)
             look()
-            if settled or left <= 0:
+            if left <= 0 or (settled and len(jobs) == n_jobs):
                 return settled
 
     # The control thread
@@ -532,7 +535,9 @@ def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -
             except AccountMismatchError:
                 _check_gone(job, submission, batch, file_id, clock)
     at = batch.created_at or clock.now()
-    table, committed = _read_downloads(checkpoint, job.number, batch, digests, at)
+    table, committed = _read_downloads(
+        checkpoint, job.number, batch, digests, at, submission.prices
+    )
     checkpoint.store_results(job.number, table, committed)
     if batch.usage is not None and batch.usage != committed.usage:
         _log.warning(
@@ -568,7 +573,12 @@ def _check_gone(
 
 
 def _read_downloads(
-    checkpoint: Checkpoint, number: int, batch: BatchSeen, digests: dict[str, str], at: float
+    checkpoint: Checkpoint,
+    number: int,
+    batch: BatchSeen,
+    digests: dict[str, str],
+    at: float,
+    prices: Prices | None = None,
 ) -> tuple[pa.Table, ResultsCommitted]:
     """A shard's downloads, as they are on disk -> one result per request, with its cost."""
     kinds: tuple[DownloadKind, ...] = ("output", "error")
@@ -590,9 +600,12 @@ def _read_downloads(
         ),
         batch_errors=batch.errors,
     )
-    table = collected.table
-    model = checkpoint.model_of(number)
-    costs = cost_usd(table, model=model, at=datetime.fromtimestamp(at, UTC))
+    table = priced(
+        collected.table,
+        model=checkpoint.model_of(number),
+        at=datetime.fromtimestamp(at, UTC),
+        prices=prices,
+    )
     committed = ResultsCommitted(
         downloads=digests,
         usage=Usage(
@@ -605,8 +618,7 @@ def _read_downloads(
         n_foreign=collected.n_foreign,
         n_unreadable=collected.n_unreadable,
     )
-    column = table.schema.get_field_index("cost_usd")
-    return table.set_column(column, "cost_usd", costs), committed
+    return table, committed
 
 
 def repair(checkpoint: Checkpoint, clock: Clock) -> None:

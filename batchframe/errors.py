@@ -11,6 +11,7 @@ BatchframeError
 |   |-- CheckpointBusyError         another process works on it
 |   |-- CheckpointMismatchError     it belongs to another spec, provider or version
 |   `-- CheckpointCorruptError      a file in it is not what was written
+|-- BudgetExceededError             max_cost_usd is reached; what was paid for is kept
 |-- ProviderError                   the service refused, and trying again will not help
 |   |-- AuthenticationError         401 or 403: the key
 |   |-- AccountMismatchError        a known batch is not found: the key of another project
@@ -25,6 +26,7 @@ __all__ = [
     "ApiKeyError",
     "AuthenticationError",
     "BatchframeError",
+    "BudgetExceededError",
     "CheckpointBusyError",
     "CheckpointCorruptError",
     "CheckpointError",
@@ -82,6 +84,10 @@ class CheckpointMismatchError(CheckpointError):
 
 class CheckpointCorruptError(CheckpointError):
     """A file of the checkpoint is not what was written."""
+
+
+class BudgetExceededError(BatchframeError):
+    """What is spent and what is still to be sent could exceed `max_cost_usd`: no more is sent."""
 
 
 class ProviderError(BatchframeError):

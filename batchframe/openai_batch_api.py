@@ -42,11 +42,11 @@ import pyarrow as pa
 from batchframe.client import Provider, open_client
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
-from batchframe.core.prices import split_cost_usd
 from batchframe.core.requests import Rows, encode_messages, render_requests
 from batchframe.core.results import answer_bodies, split_lines
 from batchframe.core.shards import Limits
 from batchframe.core.spec import CHAT_COMPLETIONS, Spec, json_value
+from batchframe.core.usage import prompt_and_completion_usd
 from batchframe.engine import Submission
 from batchframe.errors import CheckpointError, ParameterError, RowError
 from batchframe.parameters import (
@@ -379,7 +379,7 @@ def _chunks(answers: Answers, given: Sequence[str | int], batch_size: int) -> li
             continue
         table = table.filter(pa.array([place is not None for place in found]))
         bodies = _bodies(answers.checkpoint, number, list(state.results.downloads))
-        prices = split_cost_usd(
+        prices = prompt_and_completion_usd(
             table,
             model=answers.checkpoint.model_of(number),
             at=datetime.fromtimestamp(state.batch.created_at or SystemClock().now(), UTC),

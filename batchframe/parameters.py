@@ -126,6 +126,14 @@ def _is_seconds(value: object, least: float = 0, most: float = math.inf) -> bool
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
 
+def _are_prices(value: object) -> bool:
+    from batchframe.core.prices import Rates
+
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(rates, Rates) for name, rates in value.items()
+    )
+
+
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -169,6 +177,21 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         "must be the path of a directory, where ~ is a known home directory, or None",
     ),
     "max_retries": (_is_count, "must be a whole number from 0 upwards"),
+    "dedupe": (_is_flag, "must be True or False"),
+    "digits": (
+        lambda value: _is_count(value) and value <= 12,  # type: ignore[operator]
+        "must be a whole number from 0 to 12",
+    ),
+    "max_cost_usd": (
+        lambda value: (
+            value is None or (_is_seconds(value) and 0 < value < math.inf)  # type: ignore[operator]
+        ),
+        "must be US dollars above 0, or None",
+    ),
+    "prices": (
+        lambda value: value is None or _are_prices(value),
+        "must be a dict of bf.Rates(input=..., output=...) by the names of models, or None",
+    ),
     "retry_failed": (_is_flag, "must be True or False"),
     "completion_window": (
         lambda value: isinstance(value, str) and re.fullmatch(r"\d+[hd]", value) is not None,
@@ -227,7 +250,6 @@ def check_client(client: object) -> None:
 _REFUSED = {
     "messages": "the messages are made of prompt_col and system",
     "input": "it is made of the frame's columns",
-    "prompt": "it is made of the frame's columns",
     "encoding_format": "vectors come back as 32-bit floats",
     "background": "a batch runs in the background anyway",
     "stream": "the Batch API cannot stream",
@@ -251,12 +273,15 @@ def body_params(
         ParameterError: the API knows no such field, it cannot be set, or JSON cannot hold it.
     """
     from batchframe.client import PARAMETERS
-    from batchframe.core.spec import json_value
+    from batchframe.core.spec import COMPLETIONS, json_value
 
-    known = PARAMETERS[endpoint] - _REFUSED.keys()
+    refused = dict(_REFUSED)
+    if endpoint == COMPLETIONS:  # elsewhere it is another thing, or none
+        refused["prompt"] = refused["input"]
+    known = PARAMETERS[endpoint] - refused.keys()
     for name in params:
-        if name in _REFUSED:
-            raise ParameterError(f"{name}= cannot be set: {_REFUSED[name]}.")
+        if name in refused:
+            raise ParameterError(f"{name}= cannot be set: {refused[name]}.")
         if name not in known:
             near = closest(name, {*keywords, *known})
             meant = f" Did you mean {near!r}?" if near else ""

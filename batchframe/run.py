@@ -9,7 +9,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchframe.budget import Budget, check_bounded
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import (
     Collected,
@@ -29,7 +30,7 @@ from batchframe.core.batches import (
     Uploaded,
     Uploading,
 )
-from batchframe.core.prices import unpriced_models
+from batchframe.core.prices import Prices, unpriced_models
 from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys
 from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
@@ -43,7 +44,20 @@ from batchframe.engine import (
     delete_quietly,
     repair,
 )
-from batchframe.errors import CheckpointCorruptError, ProviderError, RowError, RunTimeoutError
+from batchframe.errors import (
+    BudgetExceededError,
+    CheckpointCorruptError,
+    ProviderError,
+    RowError,
+    RunTimeoutError,
+)
+from batchframe.plans import (
+    FOR_PLANS,
+    check_types_of_ids,
+    keys_of,
+    row_keys_to_answer,
+    settled_keys,
+)
 from batchframe.progress import Bars, Progress, Silence, Tally
 from batchframe.storage import Storage
 
@@ -55,10 +69,6 @@ _log = logging.getLogger(__name__)
 _KEPT_DAYS = 30
 #: So many days before that, a run that finds such a batch says so.
 _WARN_DAYS = 5
-#: Rows that a message names before it says "and more".
-_SHOWN = 5
-#: The columns of results that a plan is made from.
-_FOR_PLANS = ("row_key", "status", "error_code", "http_status")
 
 
 class Answers(NamedTuple):
@@ -68,7 +78,8 @@ class Answers(NamedTuple):
     results: pa.Table
     #: int64, one per input row, in the frame's order: its row of `results`, or null.
     positions: pa.Int64Array
-    #: binary(16), one per input row: its row key, or null where nothing was sent.
+    #: binary(16), one per input row: the key of the request that answers it, or null where nothing
+    #: was sent.
     keys: pa.FixedSizeBinaryArray
     #: Where all of it is kept; closed, so only to be read.
     checkpoint: Checkpoint
@@ -86,6 +97,10 @@ class Options:
     timeout: float | None = None
     #: Show progress bars.
     progress: bool = True
+    #: Send equal bodies once.
+    dedupe: bool = False
+    #: The most that the rows may cost, in US dollars, earlier calls included; None for no limit.
+    max_cost_usd: float | None = None
 
 
 def run_rows(
@@ -110,6 +125,7 @@ def run_rows(
         storage: Other file operations than the disk's.
 
     Raises:
+        ParameterError: nothing bounds what a row costs, and the options have a limit of cost.
         RowError: a row's request alone exceeds the size of a file, or its id had another type
             when it was sent before.
         RunTimeoutError: `timeout` passed; the batches go on.
@@ -118,10 +134,13 @@ def run_rows(
     """
     engine = engine or default_engine()
     keys = row_keys(rows, spec)
+    check_bounded(
+        rows, keys, spec, options.max_cost_usd, prices=submission.prices, now=engine.clock.now()
+    )
     _check_sizes(rows.ids, keys, submission.limits.max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
     progress: Progress = Bars() if options.progress else Silence()
-    run = _Run(rows, keys.keys, checkpoint, submission, options, engine, progress)
+    run = _Run(rows, keys, checkpoint, submission, options, engine, progress)
     try:
         try:
             with progress:
@@ -139,32 +158,44 @@ def run_rows(
         checkpoint.close()
 
 
-def find_rows(rows: Rows, checkpoint: Checkpoint) -> Answers:
+def find_rows(
+    rows: Rows, checkpoint: Checkpoint, *, dedupe: bool = False, prices: Prices | None = None
+) -> Answers:
     """What a checkpoint holds for rows, wherever they were sent from; nothing is sent.
 
     Args:
         rows: What each row asks, as for `run_rows`.
         checkpoint: Opened by `Checkpoint.read`.
+        dedupe: Rows whose own request is not there take an equal one's answer.
+        prices: Rates that hold instead of those of the checkpoint.
     """
-    keys = row_keys(rows, checkpoint.spec).keys
-    return _answers(keys, checkpoint)
+    own = row_keys(rows, checkpoint.spec)
+    settled = settled_keys(latest(checkpoint.results(FOR_PLANS)), retry_failed=False)
+    keys = row_keys_to_answer(own, checkpoint, settled, dedupe=dedupe)
+    return _answers(keys, checkpoint, prices)
 
 
-def _answers(keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint) -> Answers:
-    results = latest(checkpoint.results())
-    positions = pc.index_in(keys, value_set=_keys_of(results), skip_nulls=True)
+def _answers(
+    keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint, prices: Prices | None
+) -> Answers:
+    results = latest(checkpoint.results(prices=prices))
+    positions = pc.index_in(keys, value_set=keys_of(results), skip_nulls=True)
     return Answers(results, positions.cast(pa.int64()), keys, checkpoint)
 
 
 @dataclass(slots=True, eq=False)
 class _Run:
     rows: Rows
-    keys: pa.FixedSizeBinaryArray
+    row_keys: RowKeys
     checkpoint: Checkpoint
     submission: Submission
     options: Options
     engine: Engine
     progress: Progress
+    #: The key of the request that answers each row, as the last plan has it.
+    keys: pa.FixedSizeBinaryArray = field(init=False)
+    #: What the rows have cost, and may cost.
+    budget: Budget = field(init=False)
     jobs: list[Job] = field(default_factory=list)
     #: Rows that this round sends or waits for, prepared or not.
     n_planned: int = 0
@@ -174,6 +205,15 @@ class _Run:
     _is_proven: bool = False
     #: The shards of this round whose results were looked at.
     _looked_at: set[int] = field(default_factory=set)
+    #: The shards that an earlier call sent: what it met says nothing of what this one would meet.
+    _sent_before: set[int] = field(default_factory=set)
+    #: Frozen shards that the budget has no room for yet.
+    _held: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(
+            self.options.max_cost_usd, self.checkpoint, self.submission.prices, self.engine.clock
+        )
 
     def drive(self) -> Answers:
         """Round after round until nothing is left to send."""
@@ -181,7 +221,7 @@ class _Run:
         for round_ in range(self.options.max_retries + 1):
             self.round = round_
             self._plan()
-            if not self.jobs:
+            if not self.jobs and not self._held:
                 break
             timeout = self.options.timeout
             seconds = (
@@ -197,11 +237,13 @@ class _Run:
             self.engine.release(self)
             self.jobs.clear()
             self._looked_at.clear()
-        return _answers(self.keys, self.checkpoint)
+        return _answers(self.keys, self.checkpoint, self.submission.prices)
 
     def explain(self, error: BaseException) -> None:
         """Tell with an error what goes on without this call, and how to come back."""
-        if isinstance(error, ProviderError):  # its own message says what to do
+        if isinstance(
+            error, ProviderError | BudgetExceededError
+        ):  # its own message says what to do
             note = f"{self._what_goes_on()} The checkpoint is {self.checkpoint.path}"
         else:
             note = self.how_to_resume()
@@ -231,10 +273,10 @@ class _Run:
     def _settled(self) -> pa.Table:
         """What is known of each row that has a result, as far as plans need it."""
         try:
-            return latest(self.checkpoint.results(_FOR_PLANS))
+            return latest(self.checkpoint.results(FOR_PLANS))
         except CheckpointCorruptError:
             repair(self.checkpoint, self.engine.clock)
-            return latest(self.checkpoint.results(_FOR_PLANS))
+            return latest(self.checkpoint.results(FOR_PLANS))
 
     def _plan(self) -> None:
         """Watch the shards under way that hold our rows, and make shards of what is missing."""
@@ -243,53 +285,42 @@ class _Run:
             results = self._settled()
             self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
             retry_failed = self.options.retry_failed and self.round == 0
-            again = unfinished(results, retry_failed=retry_failed)
-            settled = _keys_of(results.filter(pc.invert(again)))
+            settled = settled_keys(results, retry_failed=retry_failed)
+            self.keys = row_keys_to_answer(
+                self.row_keys, checkpoint, settled, dedupe=self.options.dedupe
+            )
             wanted = pc.and_(
                 pc.is_valid(self.keys), pc.invert(pc.is_in(self.keys, value_set=settled))
             )
+            unsent = wanted
             for number, shard in list(checkpoint.shards.items()):
                 if isinstance(shard.state, Collected | Dropped):
                     continue
-                ours = pc.is_in(self.keys, value_set=_keys_of(checkpoint.requests(number)))
-                n_wanted = pc.sum(pc.and_(ours, wanted)).as_py() or 0
-                if n_wanted and self._is_worth_it(number, n_wanted):
+                ours = pc.is_in(self.keys, value_set=keys_of(checkpoint.requests(number)))
+                n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
+                if not n_wanted or not self._is_worth_it(number, n_wanted):
+                    continue
+                wanted = pc.and_not(wanted, ours)
+                if isinstance(shard.state, Planned | Uploading | Uploaded):
+                    self._held.append(number)
+                else:
+                    unsent = pc.and_not(unsent, ours)
                     self._watch(number)
-                    wanted = pc.and_not(wanted, ours)
             self._warn_of_deletion(job.number for job in self.jobs)
-            positions = _by_model(self.rows, pc.indices_nonzero(wanted))
+            is_own = pc.equal(self.keys, self.row_keys.keys)
+            positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(wanted, is_own)))
             if checkpoint.shards and self.round == 0:
-                self._check_types_of_ids(positions)
-            self.n_planned = len(positions) + sum(_n_requests(job) for job in self.jobs)
-            self._show()
+                check_types_of_ids(self.rows, positions, checkpoint)
+            self.n_planned = len(positions) + self._n_held()
+            self.n_planned += sum(_n_requests(job) for job in self.jobs)
+            if self.round == 0:
+                to_send = pc.indices_nonzero(pc.and_(unsent, is_own))
+                self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
+            self._look()
             requests = render_requests(self.rows, positions, checkpoint.spec)
             for shard_requests in cut_shards(requests, self.submission.limits):
-                self._watch(checkpoint.freeze(shard_requests, round_=self.round))
+                self._held.append(checkpoint.freeze(shard_requests, round_=self.round))
                 self._look()
-
-    def _check_types_of_ids(self, positions: pa.Array) -> None:
-        """Raise RowError if rows to be sent were sent before under ids of the other type."""
-        new = self.rows.take(positions)
-        other, has_other = _as_other_type(new.ids)
-        ids = new.ids.filter(has_other)
-        others = replace(new.take(pc.indices_nonzero(has_other)), ids=other.filter(has_other))
-        keys = row_keys(others, self.checkpoint.spec).keys
-        sent = [
-            self.checkpoint.requests(number)["row_key"]
-            for number, shard in self.checkpoint.shards.items()
-            if not isinstance(shard.state, Dropped)
-        ]
-        known = pa.chunked_array([chunk for keys in sent for chunk in keys.chunks], keys.type)
-        found = pc.indices_nonzero(pc.is_in(keys, value_set=known))
-        if len(found):
-            shown = ", ".join(repr(ids[row].as_py()) for row in found[:_SHOWN].to_pylist())
-            more = " and more" if len(found) > _SHOWN else ""
-            raise RowError(
-                f"{len(found)} {'row was' if len(found) == 1 else 'rows were'} sent before with "
-                f"ids that were {_kind_of(other)}; now the ids are {_kind_of(ids)}: {shown}{more}. "
-                "Nothing was sent, because they would be paid for again. Cast the ids back, or "
-                "name another checkpoint=."
-            )
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
         """False for a shard that was never sent and holds rows that nobody wants: it is dropped."""
@@ -324,17 +355,23 @@ class _Run:
 
     def _watch(self, number: int) -> None:
         if isinstance(self.checkpoint.shards[number].state, Creating | Live | Ended):
-            # Sent by an earlier call: what it met then says nothing of what this one would meet.
-            self._looked_at.add(number)
+            self._sent_before.add(number)
         self.jobs.append(self.engine.watch(self, self.checkpoint, number, self.submission))
 
     def _look(self) -> None:
-        """Show where the run stands, and stop it where sending more would be in vain."""
+        """Show where the run stands, send what the budget has room for, and stop in vain ones."""
         self._show()
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._looked_at.add(job.number)
-                self._stop_if_hopeless(self.checkpoint.results_of(job.number))
+                results = self.checkpoint.results_of(job.number)
+                self.budget.spend(job.number, results)
+                if job.number not in self._sent_before:
+                    self._stop_if_hopeless(results)
+        while self._held and self.budget.has_room(self._held[0], self.jobs):
+            self._watch(self._held.pop(0))
+        if self._held and all(job.is_settled for job in self.jobs):
+            raise self.budget.exceeded(self._held[0], self._n_unsent())
 
     def _stop_if_hopeless(self, results: pa.Table) -> None:
         reason = hopeless(results, proven=self._is_proven)
@@ -352,6 +389,9 @@ class _Run:
                 f"Rows failed, and others would too: {reason}. {left}Mend the cause and run the "
                 "call again, with retry_failed=True for the rows that failed for good."
             )
+
+    def _n_held(self) -> int:
+        return sum(self.checkpoint.shards[number].frozen.n_requests for number in self._held)
 
     def _n_unsent(self) -> int:
         known = Creating | Live | Ended | Collected
@@ -386,30 +426,12 @@ def _n_done(state: State, n_requests: int) -> int:
             return 0
 
 
-def _keys_of(table: pa.Table) -> pa.FixedSizeBinaryArray:
-    return table["row_key"].combine_chunks()
-
-
 def _by_model(rows: Rows, positions: pa.Array) -> pa.Array:
     """The positions, those of one model after those of another, else in their order."""
     if rows.models is None:
         return positions
     codes = rows.models.take(positions).dictionary_encode().indices
     return positions.take(pc.array_sort_indices(codes))
-
-
-def _kind_of(ids: pa.Array) -> str:
-    return "integers" if pa.types.is_integer(ids.type) else "text"
-
-
-def _as_other_type(ids: pa.Array) -> tuple[pa.Array, pa.BooleanArray]:
-    """Integers as text, or text as integers; and which of them are written so."""
-    text = pc.cast(ids, pa.string())
-    if pa.types.is_integer(ids.type):
-        return text, pc.is_valid(text)
-    # Few enough digits for 64 bits.
-    is_number = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,17})$")
-    return pc.cast(pc.if_else(is_number, text, "0"), pa.int64()), is_number
 
 
 def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
@@ -424,12 +446,16 @@ def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
         )
 
 
-def warn_of_unknown_prices(results: pa.Table, model: str | None) -> None:
+def warn_of_unknown_prices(
+    results: pa.Table, model: str | None, prices: Prices | None = None
+) -> None:
     """Warn the caller of this package if a model answered whose price is not known."""
-    models = unpriced_models(results, model)
+    models = unpriced_models(results, model, prices)
     if models:
         warnings.warn(
-            f"No price is known for {', '.join(models)}: their cost is null, not zero.",
+            f"No price is known for {', '.join(models)}: their cost is null, not zero. "
+            "Give what you pay, in dollars per million tokens: prices={"
+            f"{models[0]!r}: bf.Rates(input=..., output=...)}}.",
             stacklevel=_stacklevel(),
         )
 

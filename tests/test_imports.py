@@ -84,7 +84,7 @@ def test_the_import_loads_nothing_of_its_own_beyond_the_door(python):
 
     assert python("import sys, batchframe", own) == (
         "['batchframe', 'batchframe.errors', 'batchframe.frames', 'batchframe.frames.accessor', "
-        "'batchframe.parameters']"
+        "'batchframe.frames.calls', 'batchframe.parameters']"
     )
 
 

@@ -9,32 +9,100 @@ The invariant: a cost is null where the price or the usage is unknown. It is 0.0
 known that nothing is billed.
 """
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from decimal import Decimal
 from importlib.metadata import version
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.results import MAYBE_BILLED, Status
+from batchframe.core.results import MAYBE_BILLED, RESULT_SCHEMA, Status
+from batchframe.errors import ParameterError
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
-__all__ = ["PRICE_SOURCE", "cost_usd", "split_cost_usd", "unpriced_models"]
+__all__ = [
+    "OWN_PRICES",
+    "PRICE_SOURCE",
+    "Prices",
+    "Rates",
+    "cost_usd",
+    "kinds_usd",
+    "priced",
+    "repriced",
+    "standard_usd",
+    "unpriced_models",
+    "usage_table",
+]
 
 #: Where the rates come from, for the person who checks a bill.
 PRICE_SOURCE = f"genai-prices {version('genai-prices')}"
+#: The same, where the call brought the rates.
+OWN_PRICES = "prices="
+#: A day after all that are published.
+_EVER = datetime(9999, 12, 31, tzinfo=UTC)
 
 # Dollars per million tokens, each from a number of input tokens on; the first is from 0 on.
 _Steps: TypeAlias = tuple[tuple[int, Decimal], ...]
 _FREE: _Steps = ((0, Decimal(0)),)
+# The rates of each kind of tokens.
+_ByKind: TypeAlias = dict[str, _Steps]
+# A model's name -> its rates, or None where they are unknown.
+_Lookup: TypeAlias = Callable[[str], _ByKind | None]
 # The kinds of tokens that are billed. Input is what was neither read from nor written to a cache.
 _KINDS = ("input", "cached", "cache_write", "output")
 
 
-def cost_usd(table: pa.Table, *, model: str, at: datetime) -> pa.DoubleArray:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What a model costs in a batch, in US dollars per million tokens: a contract, a provider.
+
+    Raises ParameterError for what is no price.
+    """
+
+    #: Input tokens.
+    input: float
+    #: Output tokens, those of reasoning included.
+    output: float = 0.0
+    #: Input tokens that the provider had cached; None: as other input.
+    cached: float | None = None
+    #: Input tokens that went into the provider's cache; None: as other input.
+    cache_write: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output", "cached", "cache_write"):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            is_absent = value is None and name.startswith("cache")
+            if not is_absent and not (is_number and 0 <= value < math.inf):
+                raise ParameterError(
+                    f"Rates({name}={value!r}) must be dollars per million tokens, from 0 upwards."
+                )
+
+    @property
+    def _by_kind(self) -> "_ByKind":
+        plain = Decimal(str(self.input))
+        rates = {
+            "input": plain,
+            "cached": plain if self.cached is None else Decimal(str(self.cached)),
+            "cache_write": plain if self.cache_write is None else Decimal(str(self.cache_write)),
+            "output": Decimal(str(self.output)),
+        }
+        return {kind: ((0, rate),) for kind, rate in rates.items()}
+
+
+#: The user's own rates, by the name of the model: as it was asked for, or as it answered.
+Prices: TypeAlias = Mapping[str, Rates]
+
+
+def cost_usd(
+    table: pa.Table, *, model: str, at: datetime, prices: Prices | None = None
+) -> pa.DoubleArray:
     """What each result costs, in US dollars.
 
     A row that did not run costs 0.0: expired, cancelled, or failed with an error of the provider.
@@ -46,21 +114,16 @@ def cost_usd(table: pa.Table, *, model: str, at: datetime) -> pa.DoubleArray:
         table: Rows of RESULT_SCHEMA.
         model: The requested model, for rows that do not say which model answered.
         at: When the batch was created.
+        prices: Rates that hold instead of the published ones.
 
     Returns:
         One entry per row, in order.
     """
-    dollars = _millionths(table, model=model, at=at)
-    total = pa.repeat(0.0, len(table))
-    for kind in _KINDS:
-        total = pc.add(total, dollars[kind])
-    return pc.divide(total, 1e6)
+    return _sum(_millionths(table, model, _rates_for(model, at, prices)), _KINDS)
 
 
-def split_cost_usd(
-    table: pa.Table, *, model: str, at: datetime
-) -> tuple[pa.DoubleArray, pa.DoubleArray]:
-    """What each result's prompt and its completion cost, in US dollars: the parts of `cost_usd`.
+def standard_usd(table: pa.Table, *, model: str, at: datetime) -> pa.DoubleArray:
+    """What each result would have cost outside of batches, at the published standard rates.
 
     Args:
         table: Rows of RESULT_SCHEMA.
@@ -68,17 +131,110 @@ def split_cost_usd(
         at: When the batch was created.
 
     Returns:
-        Two arrays, each with one entry per row, in order.
+        One entry per row, in order; null where the model's price is unknown.
     """
-    dollars = _millionths(table, model=model, at=at)
-    prompt = pc.add(pc.add(dollars["input"], dollars["cached"]), dollars["cache_write"])
-    return pc.divide(prompt, 1e6), pc.divide(dollars["output"], 1e6)
+    return _sum(_millionths(table, model, lambda name: _standard_rates(name, at)), _KINDS)
 
 
-def _millionths(table: pa.Table, *, model: str, at: datetime) -> dict[str, pa.DoubleArray]:
+def kinds_usd(
+    table: pa.Table, *, model: str, at: datetime, prices: Prices | None = None
+) -> dict[str, pa.DoubleArray]:
+    """What each kind of tokens of each result costs, in US dollars: the parts of `cost_usd`.
+
+    The kinds are "cached", "cache_write", "input", which is neither of them, and "output".
+    """
+    dollars = _millionths(table, model, _rates_for(model, at, prices))
+    return {kind: pc.divide(cost, 1e6) for kind, cost in dollars.items()}
+
+
+def priced(table: pa.Table, *, model: str, at: datetime, prices: Prices | None = None) -> pa.Table:
+    """The results with their costs, and where the rates come from.
+
+    Args:
+        table: Rows of RESULT_SCHEMA.
+        model: The requested model, for rows that do not say which model answered.
+        at: When the batch was created.
+        prices: Rates that hold instead of the published ones.
+
+    Returns:
+        The same rows, with `cost_usd` and `price_source`.
+    """
+    models = _models(table, model)
+    own = prices or {}
+    names = models.dictionary.to_pylist()
+    is_own = [name in own or model in own for name in names]
+    known = [_rates_for(model, at, prices)(name) is not None for name in names]
+    sources = [
+        OWN_PRICES if mine else PRICE_SOURCE if found else None
+        for mine, found in zip(is_own, known, strict=True)
+    ]
+    source = pa.array(sources, pa.string()).take(models.indices)
+    cost = cost_usd(table, model=model, at=at, prices=prices)
+    return _with(_with(table, "cost_usd", cost), "price_source", source)
+
+
+def repriced(table: pa.Table, *, model: str, prices: Prices) -> pa.Table:
+    """The results, with the user's own rates where `prices` has any for them.
+
+    Args:
+        table: Rows of RESULT_SCHEMA, with costs.
+        model: The requested model, for rows that do not say which model answered.
+        prices: The rates.
+    """
+    # The date is that of published rates, of which none is taken here.
+    new = priced(table, model=model, at=_EVER, prices=prices)
+    is_own = pc.fill_null(pc.equal(new["price_source"], OWN_PRICES), fill_value=False)
+    for name in ("cost_usd", "price_source"):
+        table = _with(table, name, pc.if_else(is_own, new[name], table[name]))
+    return table
+
+
+def usage_table(inputs: Any, outputs: Any, models: Any) -> pa.Table:
+    """Results that took so many tokens, as far as the rules of prices look at them.
+
+    Args:
+        inputs: Tokens of each prompt: integers, or an array of them.
+        outputs: Tokens of each answer, likewise.
+        models: Who answered: texts, or null for the model that was asked for.
+    """
+    n = len(inputs)
+    nothing = {field.name: pa.nulls(n, field.type) for field in RESULT_SCHEMA}
+    columns = nothing | {
+        "status": pa.repeat(pa.scalar(str(Status.OK)), n),
+        "input_tokens": pa.array(inputs, pa.int64()),
+        "output_tokens": pa.array(outputs, pa.int64()),
+        "model": pa.array(models, pa.string()),
+    }
+    return pa.table(columns)
+
+
+def _with(table: pa.Table, name: str, column: "pa.Array | pa.ChunkedArray") -> pa.Table:
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), column)
+
+
+def _sum(dollars: Mapping[str, pa.DoubleArray], kinds: Sequence[str]) -> pa.DoubleArray:
+    total, *others = (dollars[kind] for kind in kinds)
+    for other in others:
+        total = pc.add(total, other)
+    return pc.divide(total, 1e6)
+
+
+def _rates_for(model: str, at: datetime, prices: Prices | None) -> "_Lookup":
+    """The rates of whichever model answered, where `model` was asked for."""
+    own = prices or {}
+
+    def rates(name: str) -> "_ByKind | None":
+        mine = own.get(name) or own.get(model)
+        return mine._by_kind if mine is not None else _batch_rates(name, at)  # noqa: SLF001
+
+    return rates
+
+
+def _millionths(table: pa.Table, model: str, rates_of: "_Lookup") -> dict[str, pa.DoubleArray]:
     """The cost of each kind of tokens, one entry per row, in millionths of a dollar."""
     models = _models(table, model)
-    rates = [_batch_rates(name, at) for name in models.dictionary.to_pylist()]
+    rates = [rates_of(name) for name in models.dictionary.to_pylist()]
     n_input = table["input_tokens"].combine_chunks()
 
     # A rate is known by model and band: the bands are cut wherever a rate of any model steps.
@@ -111,21 +267,22 @@ def _millionths(table: pa.Table, *, model: str, at: datetime) -> dict[str, pa.Do
     return dollars
 
 
-def unpriced_models(table: pa.Table, model: str | None) -> list[str]:
+def unpriced_models(table: pa.Table, model: str | None, prices: Prices | None = None) -> list[str]:
     """The models that answered and whose batch price is unknown: sorted, each once.
 
     Args:
         table: Rows of RESULT_SCHEMA.
         model: The requested model, for rows that do not say which model answered; None where each
             row named its own: then those rows are left out.
+        prices: The user's own rates.
     """
     used = table.filter(pc.invert(_without_usage(table)))
     if model is None:
         used, model = used.filter(pc.is_valid(used["model"])), ""
     names = _models(used, model).dictionary.to_pylist()
     # Any day will do: it decides what a known price is, not whether there is one.
-    day = datetime(9999, 12, 31, tzinfo=UTC)
-    return sorted(name for name in names if _batch_rates(name, day) is None)
+    rates_of = _rates_for(model, _EVER, prices)
+    return sorted(name for name in names if rates_of(name) is None)
 
 
 def _models(table: pa.Table, model: str) -> pa.DictionaryArray:
@@ -152,7 +309,7 @@ def _not_billed(table: pa.Table) -> pa.BooleanArray:
 # --- The rules ------------------------------------------------------------------------------------
 
 
-def _batch_rates(name: str, at: datetime) -> dict[str, _Steps] | None:
+def _batch_rates(name: str, at: datetime) -> _ByKind | None:
     """The rates of each kind of tokens for batches created at `at`; None where they are unknown.
 
     1. The published batch rate holds (genai-prices' variants with `processing: batch`, verified
@@ -194,6 +351,25 @@ def _batch_rates(name: str, at: datetime) -> dict[str, _Steps] | None:
         "cached": cached or plain,
         "cache_write": written or plain,
         "output": output or _FREE,
+    }
+
+
+def _standard_rates(name: str, at: datetime) -> _ByKind | None:
+    """The published rates outside of batches; None where they are unknown."""
+    model = _find(name)
+    if model is None:
+        return None
+    if model.id == "moderation":
+        return dict.fromkeys(_KINDS, _FREE)
+    standard = model.get_prices(at)
+    if standard.input_mtok is None:
+        return None
+    plain = _steps(standard.input_mtok)
+    return {
+        "input": plain,
+        "cached": _steps(standard.cache_read_mtok) or plain,
+        "cache_write": _steps(standard.cache_write_mtok) or plain,
+        "output": _steps(standard.output_mtok) or _FREE,
     }
 
 

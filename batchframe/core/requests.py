@@ -38,6 +38,7 @@ __all__ = [
     "encode_parts",
     "render_requests",
     "row_keys",
+    "shared_keys",
 ]
 
 #: Rows turned into Python objects at a time, so that memory does not grow with the frame.
@@ -105,6 +106,10 @@ class RowKeys(NamedTuple):
     keys: pa.FixedSizeBinaryArray
     #: int64: size of the row's line, in bytes; null where the prompt is null.
     line_bytes: pa.Int64Array
+    #: binary(16): names the body alone; null where the prompt is null.
+    digests: pa.FixedSizeBinaryArray
+    #: int64: estimated prompt tokens, for the provider's queue; null where the prompt is null.
+    n_tokens: pa.Int64Array
 
 
 class _Renderer:
@@ -229,14 +234,45 @@ def row_keys(rows: Rows, spec: Spec) -> RowKeys:
     """
     keys: list[bytes | None] = []
     sizes: list[int | None] = []
+    digests: list[bytes | None] = []
+    tokens: list[int | None] = []
     for tag, renderer, body in _bodies(rows, spec):
         if body is None:
             keys.append(None)
             sizes.append(None)
+            digests.append(None)
+            tokens.append(None)
         else:
             keys.append(_row_key(tag, body))
             sizes.append(renderer.envelope_bytes + len(body))
-    return RowKeys(pa.array(keys, pa.binary(_DIGEST_BYTES)), pa.array(sizes, pa.int64()))
+            digests.append(_digest(body))
+            tokens.append(_guessed_tokens(body))
+    return RowKeys(
+        pa.array(keys, pa.binary(_DIGEST_BYTES)),
+        pa.array(sizes, pa.int64()),
+        pa.array(digests, pa.binary(_DIGEST_BYTES)),
+        pa.array(tokens, pa.int64()),
+    )
+
+
+def shared_keys(keys: RowKeys, known: pa.Table) -> pa.FixedSizeBinaryArray:
+    """The key of the request that answers each row, where equal bodies are sent once.
+
+    A row whose own request is known keeps its key; one whose body is, takes that request's; of
+    others with the same body, the first one's key is that of all.
+
+    Args:
+        keys: All rows.
+        known: `row_key` and `body_digest` of requests that are answered or under way.
+
+    Returns:
+        binary(16), one per row; null where the prompt is null.
+    """
+    own = pc.is_in(keys.keys, value_set=known["row_key"].combine_chunks(), skip_nulls=True)
+    there = pc.index_in(keys.digests, value_set=known["body_digest"].combine_chunks())
+    first = keys.keys.take(pc.index_in(keys.digests, value_set=keys.digests))
+    shared = pc.coalesce(known["row_key"].combine_chunks().take(there), first)
+    return pc.if_else(pc.or_(own, pc.is_null(keys.keys)), keys.keys, shared)
 
 
 def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Request]:
@@ -248,11 +284,19 @@ def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Req
         yield Request(
             row_key=key,
             id=tag[1:],
-            body_digest=blake2b(body, digest_size=_DIGEST_BYTES).digest(),
+            body_digest=_digest(body),
             line=renderer.line(key, body),
-            n_tokens=len(body) // _BYTES_PER_TOKEN + 1,
+            n_tokens=_guessed_tokens(body),
             model=renderer.model,
         )
+
+
+def _digest(body: bytes) -> bytes:
+    return blake2b(body, digest_size=_DIGEST_BYTES).digest()
+
+
+def _guessed_tokens(body: bytes) -> int:
+    return len(body) // _BYTES_PER_TOKEN + 1
 
 
 def _row_key(tag: str, body: bytes) -> bytes:

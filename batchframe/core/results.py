@@ -77,6 +77,7 @@ _FIELDS: "list[pa.Field[Any]]" = [
     pa.field("output_tokens", pa.int64()),
     pa.field("reasoning_tokens", pa.int64()),
     pa.field("cost_usd", pa.float64()),
+    pa.field("price_source", pa.string()),
     pa.field("http_status", pa.int64()),
     pa.field("finish_reason", pa.string()),
     pa.field("model", pa.string()),
@@ -92,7 +93,7 @@ RESULT_SCHEMA = pa.schema(_FIELDS)
 class Collected:
     """The results of one batch."""
 
-    #: RESULT_SCHEMA, one row per request, in the shard's order. `cost_usd` is null.
+    #: RESULT_SCHEMA, one row per request, in the shard's order, without costs.
     table: pa.Table
     #: Lines for a request that has another line already.
     n_duplicate: int
@@ -721,6 +722,7 @@ def _table(
         "row_key": pa.array(row_keys, pa.binary(16)),
         "id": ids.cast(pa.string()),
         "cost_usd": pa.nulls(n, pa.float64()),
+        "price_source": pa.nulls(n, pa.string()),
         "batch_id": pa.array([batch_id] * n, pa.string()),
     }
     for name in _READ:

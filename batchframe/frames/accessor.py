@@ -7,24 +7,29 @@ nothing but the frame. Heavy libraries are imported when a call needs them.
 
 import functools
 import inspect
-import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from dataclasses import fields as fields_of
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from batchframe.errors import ParameterError
-from batchframe.parameters import (
-    Column,
-    body_params,
-    check_client,
-    check_values,
-    checkpoint_path,
-    own_fields,
-    sent_structure,
+from batchframe.frames.calls import (
+    EMBEDDINGS,
+    MODERATIONS,
+    Call,
+    Columns,
+    Keywords,
+    Settings,
+    answered,
+    attached,
+    completion,
+    embedding,
+    estimated,
+    moderation,
+    read_checkpoint,
+    sent,
+    usage_in_frame,
 )
-from batchframe.parameters import response_format as read_response_format
+from batchframe.parameters import Column, check_values
 
 if TYPE_CHECKING:
     import openai
@@ -33,11 +38,22 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pydantic import BaseModel
 
-    from batchframe.checkpoint import Checkpoint
-    from batchframe.core.columns import Form
-    from batchframe.core.requests import Rows
+    from batchframe.core.estimates import Estimate
+    from batchframe.core.prices import Prices
     from batchframe.core.shards import Limits
-__all__ = ["OpenAIBatch", "attach", "complete", "embed", "moderate", "register", "results"]
+    from batchframe.core.usage import Usage
+
+__all__ = [
+    "OpenAIBatch",
+    "attach",
+    "complete",
+    "embed",
+    "estimate",
+    "moderate",
+    "register",
+    "results",
+    "usage",
+]
 
 # A pyarrow Table goes in and comes out as well, but pyarrow ships no types: in the bound, it would
 # take any value for a frame.
@@ -46,15 +62,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-_COMPLETIONS = "/v1/completions"
-_EMBEDDINGS = "/v1/embeddings"
-_MODERATIONS = "/v1/moderations"
 #: A call of each function, as its messages show one.
 _EXAMPLES = {
     "complete": '"prompt", "id", model="gpt-4o-mini"',
     "embed": '"text", "id", model="text-embedding-3-small"',
     "moderate": '"text", "id"',
     "attach": '"runs/a", "prompt", "id"',
+    "estimate": '"prompt", "id", model="gpt-4o-mini"',
 }
 
 
@@ -108,9 +122,12 @@ def complete(
     endpoint: str = "/v1/chat/completions",
     output: str = "completion",
     checkpoint: str | Path | None = None,
+    dedupe: bool = False,
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    max_cost_usd: float | None = None,
+    prices: "Prices | None" = None,
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     poll_interval: float | None = None,
@@ -151,10 +168,17 @@ def complete(
         output: Names the new columns, so that several calls live side by side.
         checkpoint: The directory that keeps shards and results, such as "~/runs/summaries"; None
             finds one under `.batchframe/` by model, parameters and account.
+        dedupe: Send equal requests once, whatever their ids, also those of earlier calls. All of
+            their rows have the answer; the first of them its cost, the others 0.
         max_retries: Further rounds for rows whose error may pass: overload, expiry.
         retry_failed: Try again also rows of earlier calls that failed for good, were cancelled,
             or are missing.
         nulls: "skip" rows without a prompt, or "raise" an error for them.
+        max_cost_usd: The most that these rows may cost, in US dollars, earlier calls with this
+            checkpoint included. A batch that could exceed it is not sent; what is live then is
+            collected, and BudgetExceededError ends the call. Answers need a limit of tokens.
+        prices: What you pay, where that is not the published price of batches: `bf.Rates` by the
+            names of models, as they are asked for or as they answer.
         limits: How large batches may be, and how many may be live at once.
         completion_window: The window within which the provider promises to answer.
         poll_interval: Seconds between looks at a batch, from 0.01; None adapts to its age.
@@ -178,6 +202,7 @@ def complete(
         InputError: the call or the frame does not fit; nothing was sent.
         ApiKeyError: there is no usable key; nothing was sent.
         CheckpointError: the checkpoint is in use, broken, or of another spec.
+        BudgetExceededError: `max_cost_usd` has no room for more rows.
         ProviderError: the service refused for good.
         RunTimeoutError: `timeout` passed; the batches go on, and the same call resumes.
 
@@ -191,13 +216,15 @@ def complete(
         >>> list(out["completion"])
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
-    check_values(template=template, system=system, endpoint=endpoint)
-    settings = _Settings(
+    settings = Settings(
         output=output,
         checkpoint=checkpoint,
+        dedupe=dedupe,
         max_retries=max_retries,
         retry_failed=retry_failed,
         nulls=nulls,
+        max_cost_usd=max_cost_usd,
+        prices=prices,
         limits=limits,
         completion_window=completion_window,
         poll_interval=poll_interval,
@@ -208,39 +235,19 @@ def complete(
         details=details,
         client=client,
     )
-    fields_of_format, structure = read_response_format(response_format, endpoint)
-    body = body_params(params, endpoint, function="complete", keywords=_keywords(complete))
-    if fields_of_format and not isinstance(body.get("text", {}), dict):
-        raise ParameterError(f"text={body['text']!r:.60} must be a dict, as the SDK has it.")
-    # Of responses, `text` may hold more than the format.
-    body |= {
-        name: {**dict(body.get(name) or {}), **value} for name, value in fields_of_format.items()
-    }
-    if body.get("n", 1) != 1:
-        raise ParameterError(
-            f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
-        )
-    if endpoint == _COMPLETIONS and system is not None:
-        raise ParameterError(f"system= has no place in {endpoint}: it knows no messages.")
-    from batchframe.core.columns import Form
-    from batchframe.core.structure import read_texts
-
-    form = None
-    if structure is not None:
-        form = Form(read=functools.partial(read_texts, structure=structure))
-    return _answered(
+    call = completion(
         frame,
-        _question(frame, prompt_col, template, images, endpoint),
-        id_col,
-        settings,
-        functools.partial(
-            _sent,
-            settings=settings,
-            spec={"endpoint": endpoint, "model": _name(model), "system": system, "params": body},
-        ),
-        own=own_fields(params, model),
-        form=form,
+        prompt_col,
+        model=model,
+        template=template,
+        images=images,
+        format_=response_format,
+        system=system,
+        endpoint=endpoint,
+        params=params,
+        keywords=_keywords(complete),
     )
+    return _sent(frame, call, id_col, settings)
 
 
 @_fitting
@@ -254,9 +261,12 @@ def embed(
     dimensions: int | None = None,
     output: str = "embedding",
     checkpoint: str | Path | None = None,
+    dedupe: bool = False,
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    max_cost_usd: float | None = None,
+    prices: "Prices | None" = None,
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     poll_interval: float | None = None,
@@ -283,9 +293,12 @@ def embed(
             has vectors of that fixed size. None: as long as the model makes them.
         output: Names the new columns.
         checkpoint: As for `complete`.
+        dedupe: As for `complete`.
         max_retries: As for `complete`.
         retry_failed: As for `complete`.
         nulls: As for `complete`.
+        max_cost_usd: As for `complete`.
+        prices: As for `complete`.
         limits: As for `complete`.
         completion_window: As for `complete`.
         poll_interval: As for `complete`.
@@ -321,13 +334,15 @@ def embed(
         >>> out["embedding"].dtype
         Array(Float32, shape=(4,))
     """
-    check_values(dimensions=dimensions)
-    settings = _Settings(
+    settings = Settings(
         output=output,
         checkpoint=checkpoint,
+        dedupe=dedupe,
         max_retries=max_retries,
         retry_failed=retry_failed,
         nulls=nulls,
+        max_cost_usd=max_cost_usd,
+        prices=prices,
         limits=limits,
         completion_window=completion_window,
         poll_interval=poll_interval,
@@ -338,24 +353,14 @@ def embed(
         details=details,
         client=client,
     )
-    body = body_params(params, _EMBEDDINGS, function="embed", keywords=_keywords(embed))
-    # A third of the bytes of numbers in words, and exact.
-    body["encoding_format"] = "base64"
-    if dimensions is not None:
-        body["dimensions"] = dimensions
-    return _answered(
+    call = embedding(
         frame,
-        _texts(frame, text_col),
-        id_col,
-        settings,
-        functools.partial(
-            _sent,
-            settings=settings,
-            spec={"endpoint": _EMBEDDINGS, "model": _name(model), "params": body},
-        ),
-        own=own_fields(params, model),
-        form=_form_of(_EMBEDDINGS, body),
+        text_col,
+        model=model,
+        params={**params, "dimensions": dimensions},
+        keywords=_keywords(embed),
     )
+    return _sent(frame, call, id_col, settings)
 
 
 @_fitting
@@ -368,9 +373,12 @@ def moderate(
     model: str | Column = "omni-moderation-latest",
     output: str = "moderation",
     checkpoint: str | Path | None = None,
+    dedupe: bool = False,
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    max_cost_usd: float | None = None,
+    prices: "Prices | None" = None,
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     poll_interval: float | None = None,
@@ -393,9 +401,12 @@ def moderate(
         model: The model that judges.
         output: Names the new columns.
         checkpoint: As for `complete`.
+        dedupe: As for `complete`.
         max_retries: As for `complete`.
         retry_failed: As for `complete`.
         nulls: As for `complete`.
+        max_cost_usd: As for `complete`.
+        prices: As for `complete`.
         limits: As for `complete`.
         completion_window: As for `complete`.
         poll_interval: As for `complete`.
@@ -426,12 +437,15 @@ def moderate(
         >>> out["moderation_flagged"].to_list()
         [False, True]
     """
-    settings = _Settings(
+    settings = Settings(
         output=output,
         checkpoint=checkpoint,
+        dedupe=dedupe,
         max_retries=max_retries,
         retry_failed=retry_failed,
         nulls=nulls,
+        max_cost_usd=max_cost_usd,
+        prices=prices,
         limits=limits,
         completion_window=completion_window,
         poll_interval=poll_interval,
@@ -442,20 +456,8 @@ def moderate(
         details=details,
         client=client,
     )
-    body = body_params(params, _MODERATIONS, function="moderate", keywords=_keywords(moderate))
-    return _answered(
-        frame,
-        _texts(frame, text_col),
-        id_col,
-        settings,
-        functools.partial(
-            _sent,
-            settings=settings,
-            spec={"endpoint": _MODERATIONS, "model": _name(model), "params": body},
-        ),
-        own=own_fields(params, model),
-        form=_form_of(_MODERATIONS, body),
-    )
+    call = moderation(frame, text_col, model=model, params=params, keywords=_keywords(moderate))
+    return _sent(frame, call, id_col, settings)
 
 
 @_fitting
@@ -469,6 +471,8 @@ def attach(
     template: str | None = None,
     images: Hashable | list[Hashable] | None = None,
     model: "str | Column | None" = None,
+    dedupe: bool = False,
+    prices: "Prices | None" = None,
     output: str = "completion",
     details: bool = False,
     **params: Any,
@@ -488,6 +492,8 @@ def attach(
         images: The columns of images, likewise.
         model: The column of the models, likewise: `bf.col("model")`. The checkpoint knows of a
             model that is the same for all rows.
+        dedupe: Rows whose own request is not there take the answer of an equal one.
+        prices: What you pay, as for `complete`, instead of the prices that the results have.
         output: Names the new columns.
         details: As for `complete`.
         **params: The columns of further body fields, likewise: max_completion_tokens=bf.col("n").
@@ -518,34 +524,138 @@ def attach(
         >>> df.openai_batch.attach(runs, "prompt", "id")["completion"].to_list()
         ['echo: 2 + 2?', None]
     """
-    check_values(checkpoint=checkpoint, template=template, output=output, details=details)
+    check_values(checkpoint=checkpoint, dedupe=dedupe, output=output, prices=prices)
+    check_values(details=details)
     from batchframe.run import find_rows
 
-    there = _read(checkpoint)
-    own = own_fields(params, model)
-    shared = body_params(
-        params, there.spec.endpoint, function="attach", keywords=_keywords(attach)
-    ) | ({} if model is None or "model" in own else {"model": model})
-    if shared:
-        raise ParameterError(
-            f"attach() was given {', '.join(f'{name}=' for name in shared)}; it takes parameters "
-            "that stand in columns, as bf.col(...), and the checkpoint knows of all others."
-        )
-    if there.spec.model is None and model is None:
-        raise ParameterError(
-            "The rows of this checkpoint have models of their own: name their column, for example "
-            "model=bf.col('model')."
-        )
-    return _answered(
+    there = read_checkpoint(checkpoint)
+    call = attached(
         frame,
-        _question(frame, prompt_col, template, images, there.spec.endpoint),
-        id_col,
-        _Columns(output=output, details=details, nulls="skip"),
-        lambda rows: find_rows(rows, there)[:2],
-        own=own,
-        form=_form_of(there.spec.endpoint, there.spec.params),
-        unanswered=None,
+        prompt_col,
+        there,
+        model=model,
+        template=template,
+        images=images,
+        params=params,
+        keywords=_keywords(attach),
     )
+    return cast(
+        "FrameT",
+        answered(
+            frame,
+            call,
+            id_col,
+            Columns(output=output, details=details, nulls="skip"),
+            lambda rows: find_rows(rows, there, dedupe=dedupe, prices=prices)[:2],
+            unanswered=None,
+        ),
+    )
+
+
+@_fitting
+def estimate(
+    frame: "pd.DataFrame | pl.DataFrame",
+    /,
+    prompt_col: Hashable | None = None,
+    id_col: Hashable | None = None,
+    *,
+    model: "str | Column",
+    template: str | None = None,
+    images: Hashable | list[Hashable] | None = None,
+    response_format: "type[BaseModel] | Mapping[str, Any] | None" = None,
+    system: str | None = None,
+    endpoint: str = "/v1/chat/completions",
+    checkpoint: str | Path | None = None,
+    dedupe: bool = False,
+    retry_failed: bool = False,
+    nulls: str = "skip",
+    prices: "Prices | None" = None,
+    limits: "Limits | None" = None,
+    completion_window: str = "24h",
+    client: "openai.OpenAI | None" = None,
+    **params: Any,
+) -> "Estimate":
+    """Say what a call would send and cost; nothing is sent, and no key is needed.
+
+    It takes a call of `complete` as it stands: its other keywords may stay, and change nothing.
+
+    Args:
+        frame: A pandas or Polars DataFrame, or a pyarrow Table.
+        prompt_col: As for `complete`; of embeddings and moderations, the column of the texts.
+        id_col: As for `complete`.
+        model: As for `complete`.
+        template: As for `complete`.
+        images: As for `complete`.
+        response_format: As for `complete`.
+        system: As for `complete`.
+        endpoint: As for `complete`; "/v1/embeddings" and "/v1/moderations" stand for `embed` and
+            `moderate`.
+        checkpoint: As for `complete`; what is paid there is not counted again.
+        dedupe: As for `complete`.
+        retry_failed: As for `complete`.
+        nulls: As for `complete`.
+        prices: As for `complete`.
+        limits: As for `complete`.
+        completion_window: As for `complete`.
+        client: As for `complete`; only its address, organization and project are read.
+        **params: As for `complete`.
+
+    Returns:
+        Rows, requests, batches, bytes, tokens and dollars, as numbers and ranges. The tokens of
+        prompts are taken from the rows that the checkpoint has, or else counted in a sample, where
+        the extra `tokens` is installed and knows the model, or else bounded by their bytes. Those
+        of answers have no upper bound unless max_completion_tokens (max_output_tokens, max_tokens)
+        limits them, or earlier rows tell their length.
+
+    Raises:
+        InputError: the call or the frame does not fit.
+        CheckpointError: the checkpoint is broken, or of another spec.
+
+    Example:
+        >>> import batchframe as bf, polars as pl
+        >>> df = pl.DataFrame({"id": [1, 2, 3], "prompt": ["2 + 2?", "3 + 3?", None]})
+        >>> found = bf.estimate(df, "prompt", "id", model="gpt-4o-mini", max_completion_tokens=10)
+        >>> found.n_requests, found.n_skipped, found.output_tokens.high
+        (2, 1, 20)
+    """
+    keywords = _keywords(estimate)
+    fields = {name: value for name, value in params.items() if name not in _WITHOUT_EFFECT}
+    if endpoint in {EMBEDDINGS, MODERATIONS}:
+        build = embedding if endpoint == EMBEDDINGS else moderation
+        call = build(frame, prompt_col, model=model, params=fields, keywords=keywords)
+    else:
+        call = completion(
+            frame,
+            prompt_col,
+            model=model,
+            template=template,
+            images=images,
+            format_=response_format,
+            system=system,
+            endpoint=endpoint,
+            params=fields,
+            keywords=keywords,
+        )
+    return estimated(
+        frame,
+        call,
+        id_col,
+        checkpoint=checkpoint,
+        dedupe=dedupe,
+        retry_failed=retry_failed,
+        nulls=nulls,
+        prices=prices,
+        limits=limits,
+        completion_window=completion_window,
+        client=client,
+    )
+
+
+#: What `complete` and its sisters take, and an estimate does not depend on.
+_WITHOUT_EFFECT = frozenset(
+    {"output", "max_retries", "max_cost_usd", "poll_interval", "timeout", "on_unknown"}
+    | {"delete_remote", "progress", "details"}
+)
 
 
 def results(checkpoint: str | Path) -> "pa.Table":
@@ -582,279 +692,81 @@ def results(checkpoint: str | Path) -> "pa.Table":
     check_values(checkpoint=checkpoint)
     from batchframe.core.retries import latest
 
-    return latest(_read(checkpoint).results()).drop_columns("row_key")
+    return latest(read_checkpoint(checkpoint).results()).drop_columns("row_key")
 
 
-def _read(checkpoint: str | Path | None) -> "Checkpoint":
-    """The checkpoint as it is on the disk now."""
-    if checkpoint is None:
-        raise ParameterError("checkpoint must be the path of a directory, not None.")
-    from batchframe.checkpoint import Checkpoint
-    from batchframe.clock import SystemClock
-    from batchframe.storage import Storage
-
-    return Checkpoint.read(Path(checkpoint).expanduser(), Storage(), SystemClock())
-
-
-def _form_of(endpoint: str, body: Mapping[str, Any]) -> "Form | None":
-    """What answers become, as the fields of all bodies say."""
-    from batchframe.core.columns import Form
-    from batchframe.core.structure import read_texts
-
-    if endpoint == _EMBEDDINGS:
-        from batchframe.core.vectors import read_vectors
-
-        return Form(
-            read=functools.partial(read_vectors, n_dimensions=body.get("dimensions")),
-            with_text=False,
-        )
-    if endpoint == _MODERATIONS:
-        from batchframe.core.verdicts import VERDICT
-
-        reader = functools.partial(read_texts, structure=VERDICT)
-        return Form(read=reader, with_text=False, flat=True)
-    structure = sent_structure(body)
-    return (
-        None if structure is None else Form(read=functools.partial(read_texts, structure=structure))
-    )
-
-
-def _name(model: object) -> str | None:
-    """The model of all rows; None where each has its own."""
-    if isinstance(model, Column):
-        return None
-    check_values(model=model)
-    return cast("str", model)
-
-
-def _keywords(function: Callable[..., Any]) -> set[str]:
-    """The function's own keywords, which a misspelt one may have meant."""
-    return inspect.signature(function).parameters.keys() - {"frame", "params"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Columns:
-    """What a call says of its new columns and its rows."""
-
-    output: str
-    details: bool
-    nulls: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Settings(_Columns):
-    """The keywords of all functions that send; none is taken that does not fit."""
-
-    checkpoint: str | Path | None
-    max_retries: int
-    retry_failed: bool
-    limits: "Limits | None"
-    completion_window: str
-    poll_interval: float | None
-    timeout: float | None
-    on_unknown: str
-    delete_remote: bool
-    progress: bool
-    client: "openai.OpenAI | None"
-
-    def __post_init__(self) -> None:
-        values = {field.name: getattr(self, field.name) for field in fields_of(self)}
-        check_client(values.pop("client"))
-        check_values(**values)
-
-
-class _Question(NamedTuple):
-    """Where the prompts of a call come from."""
-
-    #: The label of each column that they are made of, and the keyword that named it.
-    columns: Sequence[tuple[Hashable, str]]
-    #: Reads them; called once the labels are known to be right.
-    read: Callable[["_Adapter"], "pa.Array"]
-
-
-def _question(
-    frame: Any,
-    prompt_col: Hashable | None,
-    template: str | None,
-    images: Hashable | list[Hashable] | None,
-    endpoint: str,
-) -> _Question:
-    """The prompts of a column, or of a template over several; and their images."""
-    if (prompt_col is None) == (template is None):
-        raise ParameterError(
-            "Exactly one of prompt_col and template= says what to ask; this call has "
-            f"{'both' if template is not None else 'neither'}. Nothing was sent."
-        )
-    if images is not None and endpoint == _COMPLETIONS:
-        raise ParameterError(f"images= has no place in {endpoint}: it takes text alone.")
-    from batchframe.frames import inputs
-
-    fields = inputs.template_fields(template) if template is not None else []
-    pictures = [] if images is None else list(images) if isinstance(images, list) else [images]
-
-    def read(adapter: "_Adapter") -> "pa.Array":
-        if template is not None:
-            prompts = inputs.rendered(fields, lambda name: adapter.column(frame, name))
-        elif (lists := adapter.lists(frame, prompt_col)) is not None:
-            if pictures:
-                raise ParameterError(
-                    "images= goes with prompts that are text; lists of chat messages hold their "
-                    "images themselves. Nothing was sent."
-                )
-            if endpoint == _COMPLETIONS:
-                raise ParameterError(
-                    f"Column {prompt_col!r} holds lists of chat messages, and {endpoint} takes "
-                    "text alone. Nothing was sent."
-                )
-            return inputs.messages(lists, prompt_col)
-        else:
-            prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
-        if not pictures:
-            return prompts
-        columns = [(label, adapter.column(frame, label)) for label in pictures]
-        return inputs.with_images(prompts, columns, endpoint)
-
-    asked = [prompt_col] if template is None else [name for _, name in fields if name is not None]
-    role = "prompt_col" if template is None else "template"
-    return _Question(
-        [*((label, role) for label in asked), *((label, "images") for label in pictures)], read
-    )
-
-
-def _texts(frame: Any, text_col: Hashable) -> _Question:
-    """The texts of a column."""
-    from batchframe.frames import inputs
-
-    return _Question(
-        [(text_col, "text_col")],
-        lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
-    )
-
-
-def _answered(
-    frame: FrameT,
-    question: _Question,
-    id_col: Hashable | None,
-    columns: _Columns,
-    answer: Callable[["Rows"], "tuple[pa.Table, pa.Int64Array]"],
+def usage(
+    source: "pd.DataFrame | pl.DataFrame | str | Path",
     *,
-    own: Mapping[str, Column],
-    form: "Form | None",
-    unanswered: str | None = "missing",
-) -> FrameT:
-    """The frame with the answers to its rows.
+    output: str = "completion",
+    model: str | None = None,
+    prices: "Prices | None" = None,
+    digits: int = 6,
+) -> "Usage":
+    """Tokens and dollars by model and category, of a checkpoint or of a frame; nothing is sent.
 
     Args:
-        frame: The user's.
-        question: Where the prompts come from.
-        id_col: The label of the ids, or None.
-        columns: What the call says of new columns and rows.
-        answer: What rows ask -> results, and where each row has its own.
-        own: The columns of the rows' own body fields, by the fields' names.
-        form: What answers become.
-        unanswered: The status of rows without a result.
+        source: The directory of a checkpoint: all that was billed there, tries that failed
+            included. Or a frame that came back: what its rows say; rows that share an answer each
+            show its tokens.
+        output: Of a frame: the name of its columns, as the call had it.
+        model: Of a frame without `details=True`: the model that answered. None: its tokens are
+            priced as a whole only.
+        prices: What you pay, as for `complete`.
+        digits: Digits of dollars in print.
+
+    Returns:
+        A table that prints in terminals and notebooks, with `cost_usd`, `saved_usd` against the
+        standard rates, `differences` from what the provider says of whole batches, and the frames
+        `to_pandas()` and `to_polars()`: `model`, `category` ("prompt" and its part "cached",
+        "completion" and its part "reasoning", "total"), `tokens`, `cost_usd`; and for totals
+        `requests` and `standard_usd`. Dollars are null where a price is unknown.
+
+    Raises:
+        ColumnError: the frame has no such columns.
+        CheckpointError: there is no such checkpoint, or it is broken.
+
+    Example:
+        >>> import batchframe as bf, polars as pl, tempfile
+        >>> df = pl.DataFrame({"id": [1, 2], "prompt": ["2 + 2?", "3 + 3?"]})
+        >>> runs = tempfile.mkdtemp()
+        >>> with bf.emulator.LocalServer() as server:
+        ...     _ = df.openai_batch.complete(
+        ...         "prompt",
+        ...         "id",
+        ...         model="gpt-4o-mini",
+        ...         checkpoint=runs,
+        ...         client=server.client(),
+        ...         progress=False,
+        ...     )
+        >>> print(bf.usage(runs))
+        +-------------+------------+--------+-----------+
+        | Model       | Category   | Tokens |     Price |
+        +-------------+------------+--------+-----------+
+        | gpt-4o-mini | Prompt     |     22 | $0.000002 |
+        |             | Completion |     12 | $0.000004 |
+        |             | Total      |     34 | $0.000005 |
+        +-------------+------------+--------+-----------+
+        2 requests, $0.000005; $0.000005 saved by batches
     """
-    import pyarrow as pa
+    check_values(output=output, prices=prices, digits=digits)
+    if isinstance(source, str | Path):
+        from batchframe.plans import usage_in
 
-    from batchframe.core.columns import result_columns
-    from batchframe.core.requests import Rows
-    from batchframe.core.results import RESULT_SCHEMA
-    from batchframe.frames import inputs
-
-    adapter = _adapter(frame)
-    labels, index = adapter.labels(frame), adapter.index_names(frame)
-    for label, role in (*question.columns, *((own[name].label, name) for name in own)):
-        inputs.check_label(label, role, labels, index)
-    if id_col is not None:
-        inputs.check_label(id_col, "id_col", labels, index)
-    columns_of = functools.partial(
-        result_columns,
-        output=columns.output,
-        details=columns.details,
-        form=form,
-        unanswered=unanswered,
-    )
-    nothing = RESULT_SCHEMA.empty_table()
-    empty = columns_of(nothing, pa.array([], pa.int64()), skipped=None)
-    inputs.check_free(adapter.new_labels(empty), labels, columns.output)
-
-    prompts = question.read(adapter)
-    if columns.nulls == "raise":
-        asked = [label for label, role in question.columns if role != "images"]
-        inputs.check_nulls(prompts, asked)
-    ids = (
-        inputs.numbers(prompts)
-        if id_col is None
-        else inputs.ids(adapter.column(frame, id_col), id_col)
-    )
-    if prompts.null_count == len(prompts):
-        results, positions = nothing, pa.nulls(len(prompts), pa.int64())
-    else:
-        results, positions = answer(
-            Rows(
-                ids=ids,
-                prompts=prompts,
-                **_own_of_rows(adapter, frame, own, prompts),
-            )
-        )
-    made = columns_of(results, positions, skipped=prompts.is_null())
-    return cast("FrameT", adapter.attach(frame, made, like=question.columns[0][0]))
+        return usage_in(read_checkpoint(source), prices=prices, digits=digits)
+    return usage_in_frame(source, output=output, model=model, prices=prices, digits=digits)
 
 
-def _own_of_rows(
-    adapter: "_Adapter", frame: Any, own: Mapping[str, Column], prompts: "pa.Array"
-) -> dict[str, Any]:
-    """Models and fields of `Rows`, out of their columns."""
-    from batchframe.frames import inputs
-
-    def values(label: Hashable) -> Sequence[object]:
-        lists = adapter.lists(frame, label)
-        return adapter.column(frame, label).to_pylist() if lists is None else lists
-
-    found: dict[str, Any] = {}
-    fields = {name: column.label for name, column in own.items() if name != "model"}
-    if "model" in own:
-        label = own["model"].label
-        found["models"] = inputs.models(adapter.column(frame, label), label, prompts)
-    if fields:
-        columns = {name: (label, values(label)) for name, label in fields.items()}
-        found["fields"] = inputs.own_fields(columns, prompts)
-    return found
+def _sent(frame: FrameT, call: Call, id_col: Hashable | None, settings: Settings) -> FrameT:
+    """The frame with the answers of the provider."""
+    answer = functools.partial(sent, settings=settings, spec=call.spec)
+    return cast("FrameT", answered(frame, call, id_col, settings, answer))
 
 
-def _sent(
-    rows: "Rows", *, settings: _Settings, spec: Mapping[str, Any]
-) -> "tuple[pa.Table, pa.Int64Array]":
-    """What the provider answers, or has answered; `spec` are the fields but the account."""
-    from batchframe.client import Provider
-    from batchframe.core.shards import Limits
-    from batchframe.core.spec import Spec
-    from batchframe.engine import Submission
-    from batchframe.run import Options, run_rows, warn_of_unknown_prices
-
-    provider = Provider(settings.client)
-    shared = Spec(account=provider.account, **spec)
-    results, positions, *_ = run_rows(
-        rows,
-        shared,
-        Submission(
-            provider=provider,
-            limits=settings.limits or Limits(),
-            completion_window=settings.completion_window,
-            poll_interval=settings.poll_interval,
-            ask_if_unknown=settings.on_unknown == "raise",
-            delete_remote=settings.delete_remote,
-        ),
-        checkpoint_path(settings.checkpoint, shared),
-        options=Options(
-            max_retries=settings.max_retries,
-            retry_failed=settings.retry_failed,
-            timeout=settings.timeout,
-            progress=settings.progress,
-        ),
-    )
-    warn_of_unknown_prices(results, shared.model)
-    return results, positions
+def _keywords(function: Callable[..., Any]) -> Keywords:
+    """The function's own keywords, which a misspelt one may have meant."""
+    names = inspect.signature(function).parameters.keys() - {"frame", "params"}
+    return Keywords(function.__name__, names)
 
 
 def _method(
@@ -885,6 +797,7 @@ class OpenAIBatch:
     embed = _method(embed)
     moderate = _method(moderate)
     attach = _method(attach)
+    estimate = _method(estimate)
 
 
 def register(library: Any) -> None:
@@ -895,42 +808,3 @@ def register(library: Any) -> None:
         library.api.extensions.register_dataframe_accessor("openai_batch")(OpenAIBatch)
     else:
         library.api.register_dataframe_namespace("openai_batch")(OpenAIBatch)
-
-
-class _Adapter(Protocol):
-    """What each frame library's module offers."""
-
-    def labels(self, frame: Any) -> list[Hashable]: ...
-
-    def index_names(self, frame: Any) -> list[Hashable]: ...
-
-    def column(self, frame: Any, label: Hashable) -> "pa.Array": ...
-
-    def lists(self, frame: Any, label: Hashable) -> list[Any] | None: ...
-
-    def new_labels(self, columns: "pa.Table") -> list[str]: ...
-
-    def attach(self, frame: Any, columns: "pa.Table", *, like: Hashable) -> Any: ...
-
-
-def _adapter(frame: object) -> _Adapter:
-    # A frame's library is imported already: looking it up imports nothing.
-    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
-    if pandas is not None and isinstance(frame, pandas.DataFrame):
-        from batchframe.frames import pandas as pandas_adapter
-
-        return cast("_Adapter", pandas_adapter)
-    if polars is not None and isinstance(frame, polars.DataFrame):
-        from batchframe.frames import polars as polars_adapter
-
-        return cast("_Adapter", polars_adapter)
-    pyarrow = sys.modules.get("pyarrow")
-    if pyarrow is not None and isinstance(frame, pyarrow.Table):
-        from batchframe.frames import arrow as arrow_adapter
-
-        return cast("_Adapter", arrow_adapter)
-    hint = " Collect it first." if type(frame).__name__ == "LazyFrame" else ""
-    raise ParameterError(
-        f"A {type(frame).__name__} was passed; complete() takes pandas and Polars DataFrames "
-        f"and pyarrow Tables.{hint}"
-    )

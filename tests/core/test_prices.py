@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.prices import PRICE_SOURCE, cost_usd, split_cost_usd, unpriced_models
+from batchframe.core.prices import PRICE_SOURCE, cost_usd, unpriced_models
 from batchframe.core.results import RESULT_SCHEMA
+from batchframe.core.usage import prompt_and_completion_usd
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 MTOK = 1e6
@@ -276,6 +277,6 @@ def test_a_cost_is_split_into_that_of_the_prompt_and_that_of_the_completion():
         {"status": "expired"},
         usage(10, 10, model="house-model"),
     )
-    prompt, completion = split_cost_usd(table, model="gpt-5", at=AT)
+    prompt, completion = prompt_and_completion_usd(table, model="gpt-5", at=AT)
     assert prompt.to_pylist() == [close(600 * 0.625 + 400 * 0.0625), 0.0, None]
     assert completion.to_pylist() == [close(100 * 5), 0.0, None]

@@ -143,6 +143,7 @@ def test_an_answer_becomes_a_row_with_every_column():
             "output_tokens": 20,
             "reasoning_tokens": 8,
             "cost_usd": None,
+            "price_source": None,
             "http_status": 200,
             "finish_reason": "stop",
             "model": "gpt-4o-mini-2024-07-18",

@@ -231,13 +231,6 @@ def test_integers_of_every_dtype_are_the_same_ids(complete, paid, dtype):
     assert paid() == 2
 
 
-def test_the_integer_1_and_the_text_1_are_different_ids(frames, complete, paid):
-    complete(frames.make({"id": [1], "prompt": ["hello"]}))
-    complete(frames.make({"id": ["1"], "prompt": ["hello"]}))
-
-    assert paid() == 2
-
-
 # --- Nothing to send ------------------------------------------------------------------------------
 
 UNTYPED = {

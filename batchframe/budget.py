@@ -1,0 +1,133 @@
+"""What a call's rows have cost and may still cost, and whether `max_cost_usd` has room for more.
+
+The bound is hard: a shard is sent only if all that is spent, all that is live and the shard itself,
+each at the most that it can cost, stay within it. What the rows of the frame cost in earlier calls
+counts as well, so that the same call again does not spend the same sum again.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchframe.checkpoint import Checkpoint
+from batchframe.clock import Clock
+from batchframe.core.estimates import Known, dollars, price_takes, takes
+from batchframe.core.prices import Prices
+from batchframe.core.requests import RowKeys, Rows
+from batchframe.core.retries import latest
+from batchframe.core.spec import Spec
+from batchframe.engine import Job
+from batchframe.errors import BudgetExceededError, ParameterError
+from batchframe.plans import most_usd
+
+__all__ = ["Budget", "check_bounded"]
+
+
+def check_bounded(
+    rows: Rows,
+    row_keys: RowKeys,
+    spec: Spec,
+    limit: float | None,
+    *,
+    prices: Prices | None,
+    now: float,
+) -> None:
+    """Raise ParameterError if there is a limit, and nothing bounds what the rows cost."""
+    if limit is None:
+        return
+    asked = pc.indices_nonzero(pc.is_valid(rows.prompts))
+    new = rows.take(asked)
+    taken = takes(new, row_keys.n_tokens.take(asked), spec, Known())
+    if taken.output_high is None:
+        raise ParameterError(
+            f"max_cost_usd={limit} needs a limit of each answer, or nothing bounds what an answer "
+            "costs. Nothing was sent. Set max_completion_tokens= (of responses: "
+            "max_output_tokens=)."
+        )
+    cost, _ = price_takes(taken, new, spec, at=datetime.fromtimestamp(now, UTC), prices=prices)
+    if cost is None:
+        raise ParameterError(
+            f"max_cost_usd={limit} needs prices, and that of a model is not known. Nothing was "
+            "sent. Give what you pay, in dollars per million tokens: "
+            "prices={'model': bf.Rates(input=..., output=...)}."
+        )
+
+
+@dataclass(slots=True)
+class Budget:
+    """The account of one call; without a limit it says yes to everything."""
+
+    limit: float | None
+    checkpoint: Checkpoint
+    prices: Prices | None
+    clock: Clock
+    #: What the frame's rows had cost before.
+    _before: float = 0.0
+    #: What each shard has cost that was collected since.
+    _spent: dict[int, float] = field(default_factory=dict)
+    #: The most that each shard can cost.
+    _most: dict[int, float] = field(default_factory=dict)
+
+    def open(
+        self, keys: pa.FixedSizeBinaryArray, new: Rows, row_keys: RowKeys, positions: pa.Array
+    ) -> None:
+        """Take up what was spent; `new` are the rows to be sent, at `positions` of the frame.
+
+        Raises BudgetExceededError if the least that they cost is too much; nothing was sent.
+        """
+        if self.limit is None:
+            return
+        results = latest(self.checkpoint.results(("row_key", "cost_usd"), prices=self.prices))
+        ours = results.filter(pc.is_in(results["row_key"], value_set=keys))
+        self._before = pc.sum(ours["cost_usd"]).as_py() or 0.0
+        if not len(new):
+            return
+        taken = takes(new, row_keys.n_tokens.take(positions), self.checkpoint.spec, Known())
+        at = datetime.fromtimestamp(self.clock.now(), UTC)
+        cost, _ = price_takes(taken, new, self.checkpoint.spec, at=at, prices=self.prices)
+        if cost is not None and self._before + cost.low > self.limit:
+            raise BudgetExceededError(
+                f"max_cost_usd={self.limit} is too little: {self._paid()}, and the {len(new):,} "
+                f"rows to be sent cost {dollars(cost.low)} at least. Nothing was sent. Raise it, "
+                "or send fewer rows."
+            )
+
+    def has_room(self, number: int, jobs: Iterable[Job]) -> bool:
+        """True if the shard can be sent beside the jobs that were not taken note of yet."""
+        if self.limit is None:
+            return True
+        live = (job.number for job in jobs if job.number not in self._spent)
+        return self._total() + sum(map(self._most_of, live)) + self._most_of(number) <= self.limit
+
+    def spend(self, number: int, results: pa.Table) -> None:
+        """Take note of what a shard has cost."""
+        if self.limit is not None:
+            self._spent[number] = pc.sum(results["cost_usd"]).as_py() or 0.0
+
+    def exceeded(self, number: int, n_rows: int) -> BudgetExceededError:
+        """The error for a shard that has no room, when nothing is live any more."""
+        rows = "1 row was" if n_rows == 1 else f"{n_rows:,} rows were"
+        n_next = self.checkpoint.shards[number].frozen.n_requests
+        return BudgetExceededError(
+            f"max_cost_usd={self.limit} has no room for more: {self._paid()}, and the next batch "
+            f"of {n_next:,} could cost up to {dollars(self._most_of(number))}. {rows} not sent, "
+            "and cost nothing. What was answered is in the checkpoint. To go on, raise "
+            "max_cost_usd and run the same call again; smaller batches, "
+            "limits=bf.Limits(max_requests=...), or a lower limit of tokens come closer to it."
+        )
+
+    def _paid(self) -> str:
+        return f"the rows have cost {dollars(self._total())} so far"
+
+    def _total(self) -> float:
+        return self._before + sum(self._spent.values())
+
+    def _most_of(self, number: int) -> float:
+        most = self._most.get(number)
+        if most is None:
+            most = most_usd(self.checkpoint, number, prices=self.prices, now=self.clock.now())
+            self._most[number] = most
+        return most

@@ -1,0 +1,234 @@
+"""Results -> a table of tokens and dollars by model and category, and what does not add up.
+
+All tries count: what a row was billed for twice stands here twice, as on the provider's bill.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchframe.core.batches import Usage as Tokens
+from batchframe.core.prices import Prices, kinds_usd, standard_usd
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+__all__ = ["Difference", "Usage", "prompt_and_completion_usd", "usage_of", "used"]
+
+_USED = pa.schema(
+    [
+        ("model", pa.string()),
+        ("category", pa.string()),
+        ("tokens", pa.int64()),
+        ("cost_usd", pa.float64()),
+        ("requests", pa.int64()),
+        ("standard_usd", pa.float64()),
+    ]
+)
+#: The categories of a model, in order, and which of them are parts of the one before.
+_CATEGORIES = {
+    "prompt": False,
+    "cached": True,
+    "cache writes": True,
+    "completion": False,
+    "reasoning": True,
+}
+_TOTAL = "total"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A batch whose rows do not add up to what the provider says of the whole."""
+
+    batch_id: str
+    #: The sums over its rows.
+    rows: Tokens
+    #: What the batch itself says.
+    batch: Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens and dollars, by model and category; `print` it, or show it in a notebook."""
+
+    #: `model`, `category`, `tokens`, `cost_usd`, `requests`, `standard_usd`: one row for each model
+    #: and category, and one for its "total", which alone has requests and the standard price.
+    #: "cached" and "cache writes" are parts of "prompt", and "reasoning" of "completion".
+    table: pa.Table
+    #: Batches that the provider counts otherwise.
+    differences: tuple[Difference, ...] = ()
+    #: Digits of dollars in print.
+    digits: int = 6
+
+    @property
+    def cost_usd(self) -> float | None:
+        """What all of it costs, in US dollars, or None where a price is unknown."""
+        return self._sum("cost_usd")
+
+    @property
+    def saved_usd(self) -> float | None:
+        """What the same would cost more outside of batches, or None where a price is unknown."""
+        standard, cost = self._sum("standard_usd"), self.cost_usd
+        return None if standard is None or cost is None else standard - cost
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The table as a pandas DataFrame."""
+        frame: pd.DataFrame = self.table.to_pandas()
+        return frame
+
+    def to_polars(self) -> "pl.DataFrame":
+        """The table as a Polars DataFrame."""
+        import polars as pl
+
+        return pl.DataFrame(self.table)
+
+    def __repr__(self) -> str:
+        """A table for a terminal."""
+        return "\n".join([str(self._pretty()), *self._notes()])
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook."""
+        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+        return f"{self._pretty().get_html_string()}{notes}"
+
+    def _totals(self) -> pa.Table:
+        return self.table.filter(pc.equal(self.table["category"], _TOTAL))
+
+    def _sum(self, name: str) -> float | None:
+        column = self._totals()[name]
+        return None if column.null_count else float(pc.sum(column).as_py() or 0.0)
+
+    def _pretty(self) -> Any:
+        from prettytable import PrettyTable
+
+        pretty = PrettyTable(["Model", "Category", "Tokens", "Price"])
+        pretty.align.update({"Model": "l", "Category": "l", "Tokens": "r", "Price": "r"})
+        for row in self.table.to_pylist():
+            category, is_total = row["category"], row["category"] == _TOTAL
+            words = f"  {category}" if _CATEGORIES.get(category) else category.capitalize()
+            price = _shown(row["cost_usd"], self.digits)
+            model = row["model"] if category == "prompt" else ""
+            pretty.add_row([model, words, f"{row['tokens']:,}", price], divider=is_total)
+        return pretty
+
+    def _notes(self) -> list[str]:
+        n_requests = pc.sum(self._totals()["requests"]).as_py() or 0
+        saved = self.saved_usd
+        notes = [
+            f"{n_requests:,} requests, {_shown(self.cost_usd, self.digits)}"
+            + ("" if saved is None else f"; {_shown(saved, self.digits)} saved by batches")
+        ]
+        notes += [
+            f"{one.batch_id}: its rows add up to {_tokens(one.rows)}, it says {_tokens(one.batch)}"
+            for one in self.differences
+        ]
+        return notes
+
+
+def _shown(dollars: float | None, digits: int) -> str:
+    return "unknown" if dollars is None else f"${dollars:,.{digits}f}"
+
+
+def _tokens(usage: Tokens) -> str:
+    return f"{usage.input_tokens:,} input and {usage.output_tokens:,} output tokens"
+
+
+def used(table: pa.Table, *, model: str, at: datetime, prices: Prices | None) -> pa.Table:
+    """What the results of one batch used, with a row for each model and category.
+
+    Args:
+        table: Rows of RESULT_SCHEMA, with costs.
+        model: The requested model, for rows that do not say which model answered.
+        at: When the batch was created.
+        prices: Rates that hold instead of the published ones.
+    """
+    names = pc.fill_null(table["model"], model)
+    standard = standard_usd(table, model=model, at=at)
+    kinds = kinds_usd(table, model=model, at=at, prices=prices)
+    n_output = table["output_tokens"].combine_chunks().cast(pa.float64())
+    thinking = pc.fill_null(table["reasoning_tokens"].combine_chunks(), 0).cast(pa.float64())
+    share = pc.if_else(pc.greater(n_output, 0.0), pc.divide(thinking, n_output), 0.0)
+    prompt, completion = _prompt_and_completion(kinds)
+    by_category = {
+        "prompt": ("input_tokens", prompt),
+        "cached": ("cached_tokens", kinds["cached"]),
+        "cache writes": ("cache_write_tokens", kinds["cache_write"]),
+        "completion": ("output_tokens", completion),
+        "reasoning": (
+            "reasoning_tokens",
+            pc.if_else(pc.equal(thinking, 0.0), 0.0, pc.multiply(completion, share)),
+        ),
+    }
+    no_count, no_cost = pa.nulls(len(table), pa.int64()), pa.nulls(len(table), pa.float64())
+    one = pc.if_else(_ran(table), 1, 0).cast(pa.int64())
+    parts = [
+        pa.table(
+            [names, pa.repeat(category, len(table)), _counts(table, name), cost, no_count, no_cost],
+            schema=_USED,
+        )
+        for category, (name, cost) in by_category.items()
+    ]
+    total = pc.add(_counts(table, "input_tokens"), _counts(table, "output_tokens"))
+    whole = [names, pa.repeat(_TOTAL, len(table)), total, table["cost_usd"], one, standard]
+    parts.append(pa.table(whole, schema=_USED))
+    return _grouped(pa.concat_tables(parts))
+
+
+def prompt_and_completion_usd(
+    table: pa.Table, *, model: str, at: datetime
+) -> tuple[pa.DoubleArray, pa.DoubleArray]:
+    """What each result's prompt and its completion cost, in US dollars, in the rows' order."""
+    return _prompt_and_completion(kinds_usd(table, model=model, at=at))
+
+
+def _prompt_and_completion(
+    kinds: Mapping[str, pa.DoubleArray],
+) -> tuple[pa.DoubleArray, pa.DoubleArray]:
+    return pc.add(pc.add(kinds["input"], kinds["cached"]), kinds["cache_write"]), kinds["output"]
+
+
+def usage_of(
+    parts: Sequence[pa.Table], *, differences: Sequence[Difference] = (), digits: int = 6
+) -> Usage:
+    """The usage of all batches together, the models sorted by name."""
+    table = _grouped(pa.concat_tables(parts)) if parts else _USED.empty_table()
+    order = [*_CATEGORIES, _TOTAL]
+    place = pc.index_in(table["category"], value_set=pa.array(order))
+    table = table.append_column("place", place)
+    table = table.sort_by([("model", "ascending"), ("place", "ascending")]).drop_columns("place")
+    # Of what was never reported there is nothing to say.
+    rare = pa.array([name for name, is_part in _CATEGORIES.items() if is_part])
+    is_idle = pc.and_(pc.is_in(table["category"], value_set=rare), pc.equal(table["tokens"], 0))
+    return Usage(
+        table=table.filter(pc.invert(is_idle)), differences=tuple(differences), digits=digits
+    )
+
+
+def _grouped(table: pa.Table) -> pa.Table:
+    # A sum of dollars is unknown if a part of it is.
+    exact = pc.ScalarAggregateOptions(skip_nulls=False, min_count=0)
+    grouped = table.group_by(["model", "category"]).aggregate(
+        [
+            ("tokens", "sum"),
+            ("cost_usd", "sum", exact),
+            ("requests", "sum"),
+            ("standard_usd", "sum", exact),
+        ]
+    )
+    names = [name.removesuffix("_sum") for name in grouped.column_names]
+    return grouped.rename_columns(names).select(_USED.names).cast(_USED)
+
+
+def _counts(table: pa.Table, name: str) -> pa.Int64Array:
+    return pc.fill_null(table[name].combine_chunks(), 0)
+
+
+def _ran(table: pa.Table) -> pa.BooleanArray:
+    """The requests that tell of any token: the others did not run, or nobody knows."""
+    return pc.or_(pc.is_valid(table["input_tokens"]), pc.is_valid(table["output_tokens"]))

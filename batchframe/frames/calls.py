@@ -1,0 +1,611 @@
+"""What stands behind the signatures: a frame in, its rows answered, the same frame out.
+
+    frame --labels checked, columns read--> Rows --run--> results --columns--> the same frame
+
+All functions that take a frame go this way; they differ in what a row asks and in what its answer
+becomes, which a `Call` says.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import fields as fields_of
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+from batchframe.errors import ParameterError
+from batchframe.parameters import (
+    Column,
+    body_params,
+    check_client,
+    check_values,
+    checkpoint_path,
+    own_fields,
+    response_format,
+    sent_structure,
+)
+
+if TYPE_CHECKING:
+    import openai
+    import pyarrow as pa
+
+    from batchframe.checkpoint import Checkpoint
+    from batchframe.core.columns import Form
+    from batchframe.core.estimates import Estimate
+    from batchframe.core.prices import Prices
+    from batchframe.core.requests import Rows
+    from batchframe.core.shards import Limits
+    from batchframe.core.spec import Account, Spec
+    from batchframe.core.usage import Usage
+
+__all__ = [
+    "EMBEDDINGS",
+    "MODERATIONS",
+    "Call",
+    "Columns",
+    "Keywords",
+    "Settings",
+    "answered",
+    "attached",
+    "completion",
+    "embedding",
+    "estimated",
+    "moderation",
+    "read_checkpoint",
+    "sent",
+    "usage_in_frame",
+]
+
+COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+MODERATIONS = "/v1/moderations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What a call says of its new columns and its rows."""
+
+    output: str
+    details: bool
+    nulls: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(Columns):
+    """The keywords of all functions that send; none is taken that does not fit."""
+
+    checkpoint: str | Path | None
+    dedupe: bool
+    max_retries: int
+    retry_failed: bool
+    max_cost_usd: float | None
+    prices: "Prices | None"
+    limits: "Limits | None"
+    completion_window: str
+    poll_interval: float | None
+    timeout: float | None
+    on_unknown: str
+    delete_remote: bool
+    progress: bool
+    client: "openai.OpenAI | None"
+
+    def __post_init__(self) -> None:
+        values = {field.name: getattr(self, field.name) for field in fields_of(self)}
+        check_client(values.pop("client"))
+        check_values(**values)
+
+
+class Question(NamedTuple):
+    """Where the prompts of a call come from."""
+
+    #: The label of each column that they are made of, and the keyword that named it.
+    columns: Sequence[tuple[Hashable, str]]
+    #: Reads them; called once the labels are known to be right.
+    read: Callable[["_Adapter"], "pa.Array"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What the rows of a frame ask, and what their answers become."""
+
+    question: Question
+    #: The fields of the spec, without the account.
+    spec: Mapping[str, Any]
+    #: The columns of the rows' own body fields, by the fields' names.
+    own: Mapping[str, Column]
+    form: "Form | None"
+
+
+class Keywords(NamedTuple):
+    """What a function calls itself and its keywords, for messages."""
+
+    function: str
+    names: Collection[str]
+
+
+def completion(
+    frame: Any,
+    prompt_col: Hashable | None,
+    *,
+    model: object,
+    template: str | None,
+    images: Hashable | list[Hashable] | None,
+    format_: object,
+    system: str | None,
+    endpoint: str,
+    params: Mapping[str, Any],
+    keywords: Keywords,
+) -> Call:
+    """A call of an endpoint that answers prompts with text."""
+    check_values(template=template, system=system, endpoint=endpoint)
+    fields_of_format, structure = response_format(format_, endpoint)
+    body = body_params(params, endpoint, function=keywords.function, keywords=keywords.names)
+    if fields_of_format and not isinstance(body.get("text", {}), dict):
+        raise ParameterError(f"text={body['text']!r:.60} must be a dict, as the SDK has it.")
+    # Of responses, `text` may hold more than the format.
+    body |= {
+        name: {**dict(body.get(name) or {}), **value} for name, value in fields_of_format.items()
+    }
+    if body.get("n", 1) != 1:
+        raise ParameterError(
+            f"n={body['n']}: each row has one completion. Call once for each, with its own output=."
+        )
+    if endpoint == COMPLETIONS and system is not None:
+        raise ParameterError(f"system= has no place in {endpoint}: it knows no messages.")
+    form = None
+    if structure is not None:
+        from batchframe.core.columns import Form
+        from batchframe.core.structure import read_texts
+
+        form = Form(read=functools.partial(read_texts, structure=structure))
+    return Call(
+        question=_question(frame, prompt_col, template, images, endpoint),
+        spec={"endpoint": endpoint, "model": _one_model(model), "system": system, "params": body},
+        own=own_fields(params, model),
+        form=form,
+    )
+
+
+def embedding(
+    frame: Any, text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
+) -> Call:
+    """A call that makes vectors of texts; `dimensions` is among the parameters."""
+    check_values(dimensions=params.get("dimensions"))
+    given = {name: value for name, value in params.items() if value is not None}
+    body = body_params(given, EMBEDDINGS, function=keywords.function, keywords=keywords.names)
+    # A third of the bytes of numbers in words, and exact.
+    body["encoding_format"] = "base64"
+    return _of_texts(frame, text_col, EMBEDDINGS, model, params, body)
+
+
+def moderation(
+    frame: Any, text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
+) -> Call:
+    """A call that has texts judged."""
+    body = body_params(params, MODERATIONS, function=keywords.function, keywords=keywords.names)
+    return _of_texts(frame, text_col, MODERATIONS, model, params, body)
+
+
+def _of_texts(
+    frame: Any,
+    text_col: Hashable,
+    endpoint: str,
+    model: object,
+    params: Mapping[str, Any],
+    body: dict[str, Any],
+) -> Call:
+    return Call(
+        question=_texts(frame, text_col),
+        spec={"endpoint": endpoint, "model": _one_model(model), "params": body},
+        own=own_fields(params, model),
+        form=_form_of(endpoint, body),
+    )
+
+
+def attached(
+    frame: Any,
+    prompt_col: Hashable | None,
+    there: "Checkpoint",
+    *,
+    model: object,
+    template: str | None,
+    images: Hashable | list[Hashable] | None,
+    params: Mapping[str, Any],
+    keywords: Keywords,
+) -> Call:
+    """The call that the checkpoint's rows were sent by, for another frame."""
+    check_values(template=template)
+    spec = there.spec
+    own = own_fields(params, model)
+    shared = body_params(
+        params, spec.endpoint, function=keywords.function, keywords=keywords.names
+    ) | ({} if model is None or "model" in own else {"model": model})
+    if shared:
+        raise ParameterError(
+            f"attach() was given {', '.join(f'{name}=' for name in shared)}; it takes parameters "
+            "that stand in columns, as bf.col(...), and the checkpoint knows of all others."
+        )
+    if spec.model is None and model is None:
+        raise ParameterError(
+            "The rows of this checkpoint have models of their own: name their column, for example "
+            "model=bf.col('model')."
+        )
+    return Call(
+        question=_question(frame, prompt_col, template, images, spec.endpoint),
+        spec={},
+        own=own,
+        form=_form_of(spec.endpoint, spec.params),
+    )
+
+
+def _question(
+    frame: Any,
+    prompt_col: Hashable | None,
+    template: str | None,
+    images: Hashable | list[Hashable] | None,
+    endpoint: str,
+) -> Question:
+    """The prompts of a column, or of a template over several; and their images."""
+    if (prompt_col is None) == (template is None):
+        raise ParameterError(
+            "Exactly one of prompt_col and template= says what to ask; this call has "
+            f"{'both' if template is not None else 'neither'}. Nothing was sent."
+        )
+    if images is not None and endpoint == COMPLETIONS:
+        raise ParameterError(f"images= has no place in {endpoint}: it takes text alone.")
+    from batchframe.frames import inputs
+
+    fields = inputs.template_fields(template) if template is not None else []
+    pictures = [] if images is None else list(images) if isinstance(images, list) else [images]
+
+    def read(adapter: "_Adapter") -> "pa.Array":
+        if template is not None:
+            prompts = inputs.rendered(fields, lambda name: adapter.column(frame, name))
+        elif (lists := adapter.lists(frame, prompt_col)) is not None:
+            if pictures:
+                raise ParameterError(
+                    "images= goes with prompts that are text; lists of chat messages hold their "
+                    "images themselves. Nothing was sent."
+                )
+            if endpoint == COMPLETIONS:
+                raise ParameterError(
+                    f"Column {prompt_col!r} holds lists of chat messages, and {endpoint} takes "
+                    "text alone. Nothing was sent."
+                )
+            return inputs.messages(lists, prompt_col)
+        else:
+            prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
+        if not pictures:
+            return prompts
+        columns = [(label, adapter.column(frame, label)) for label in pictures]
+        return inputs.with_images(prompts, columns, endpoint)
+
+    asked = [prompt_col] if template is None else [name for _, name in fields if name is not None]
+    role = "prompt_col" if template is None else "template"
+    return Question(
+        [*((label, role) for label in asked), *((label, "images") for label in pictures)], read
+    )
+
+
+def _texts(frame: Any, text_col: Hashable) -> Question:
+    """The texts of a column."""
+    from batchframe.frames import inputs
+
+    return Question(
+        [(text_col, "text_col")],
+        lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
+    )
+
+
+def answered(
+    frame: Any,
+    call: Call,
+    id_col: Hashable | None,
+    columns: Columns,
+    answer: Callable[["Rows"], "tuple[pa.Table, pa.Int64Array]"],
+    *,
+    unanswered: str | None = "missing",
+) -> Any:
+    """The frame with the answers to its rows.
+
+    Args:
+        frame: The user's.
+        call: What its rows ask.
+        id_col: The label of the ids, or None.
+        columns: What the call says of new columns and rows.
+        answer: What rows ask -> results, and where each row has its own.
+        unanswered: The status of rows without a result.
+    """
+    import pyarrow as pa
+
+    from batchframe.core.columns import result_columns
+    from batchframe.core.results import RESULT_SCHEMA
+    from batchframe.frames import inputs
+
+    adapter = _adapter(frame)
+    columns_of = functools.partial(
+        result_columns,
+        output=columns.output,
+        details=columns.details,
+        form=call.form,
+        unanswered=unanswered,
+    )
+    _check_labels(adapter, frame, call, id_col)
+    nothing = RESULT_SCHEMA.empty_table()
+    empty = columns_of(nothing, pa.array([], pa.int64()), skipped=None)
+    inputs.check_free(adapter.new_labels(empty), adapter.labels(frame), columns.output)
+    rows = _rows(adapter, frame, call, id_col, nulls=columns.nulls)
+    if rows.prompts.null_count == len(rows):
+        results, positions = nothing, pa.nulls(len(rows), pa.int64())
+    else:
+        results, positions = answer(rows)
+    made = columns_of(results, positions, skipped=rows.prompts.is_null())
+    return adapter.attach(frame, made, like=call.question.columns[0][0])
+
+
+def _check_labels(adapter: "_Adapter", frame: Any, call: Call, id_col: Hashable | None) -> None:
+    from batchframe.frames import inputs
+
+    labels, index = adapter.labels(frame), adapter.index_names(frame)
+    own = ((column.label, name) for name, column in call.own.items())
+    for label, role in (*call.question.columns, *own):
+        inputs.check_label(label, role, labels, index)
+    if id_col is not None:
+        inputs.check_label(id_col, "id_col", labels, index)
+
+
+def _rows(
+    adapter: "_Adapter", frame: Any, call: Call, id_col: Hashable | None, *, nulls: str
+) -> "Rows":
+    """What the frame's rows ask."""
+    from batchframe.core.requests import Rows
+    from batchframe.frames import inputs
+
+    prompts = call.question.read(adapter)
+    if nulls == "raise":
+        asked = [label for label, role in call.question.columns if role != "images"]
+        inputs.check_nulls(prompts, asked)
+    ids = (
+        inputs.numbers(prompts)
+        if id_col is None
+        else inputs.ids(adapter.column(frame, id_col), id_col)
+    )
+    return Rows(ids=ids, prompts=prompts, **_own_of_rows(adapter, frame, call.own, prompts))
+
+
+def estimated(
+    frame: Any,
+    call: Call,
+    id_col: Hashable | None,
+    *,
+    checkpoint: str | Path | None,
+    dedupe: bool,
+    retry_failed: bool,
+    nulls: str,
+    prices: "Prices | None",
+    limits: "Limits | None",
+    completion_window: str,
+    client: "openai.OpenAI | None",
+) -> "Estimate":
+    """What the call would send and cost; nothing is sent and nothing is written."""
+    from batchframe.client import account_of
+    from batchframe.clock import SystemClock
+    from batchframe.core.shards import Limits
+    from batchframe.core.spec import Spec
+    from batchframe.plans import estimate_rows
+
+    check_client(client)
+    check_values(
+        checkpoint=checkpoint,
+        dedupe=dedupe,
+        retry_failed=retry_failed,
+        nulls=nulls,
+        prices=prices,
+        limits=limits,
+        completion_window=completion_window,
+    )
+    adapter = _adapter(frame)
+    _check_labels(adapter, frame, call, id_col)
+    rows = _rows(adapter, frame, call, id_col, nulls=nulls)
+    account: Account = account_of(client)
+    spec = Spec(account=account, **call.spec)
+    hours = int(completion_window[:-1]) * (24 if completion_window.endswith("d") else 1)
+    return estimate_rows(
+        rows,
+        spec,
+        _found(checkpoint, spec),
+        limits=limits or Limits(),
+        window_hours=hours,
+        dedupe=dedupe,
+        retry_failed=retry_failed,
+        prices=prices,
+        now=SystemClock().now(),
+    )
+
+
+def _found(checkpoint: str | Path | None, spec: "Spec") -> "Checkpoint | None":
+    """The checkpoint of the call, as it is on the disk; None where there is none yet."""
+    path = checkpoint_path(checkpoint, spec)
+    if not (path / "spec.json").exists():
+        return None
+    there = read_checkpoint(path)
+    there.check_spec(spec)
+    return there
+
+
+def _own_of_rows(
+    adapter: "_Adapter", frame: Any, own: Mapping[str, Column], prompts: "pa.Array"
+) -> dict[str, Any]:
+    """Models and fields of `Rows`, out of their columns."""
+    from batchframe.frames import inputs
+
+    def values(label: Hashable) -> Sequence[object]:
+        lists = adapter.lists(frame, label)
+        return adapter.column(frame, label).to_pylist() if lists is None else lists
+
+    found: dict[str, Any] = {}
+    fields = {name: column.label for name, column in own.items() if name != "model"}
+    if "model" in own:
+        label = own["model"].label
+        found["models"] = inputs.models(adapter.column(frame, label), label, prompts)
+    if fields:
+        columns = {name: (label, values(label)) for name, label in fields.items()}
+        found["fields"] = inputs.own_fields(columns, prompts)
+    return found
+
+
+def sent(
+    rows: "Rows", *, settings: Settings, spec: Mapping[str, Any]
+) -> "tuple[pa.Table, pa.Int64Array]":
+    """What the provider answers, or has answered; `spec` are the fields but the account."""
+    from batchframe.client import Provider
+    from batchframe.core.shards import Limits
+    from batchframe.core.spec import Spec
+    from batchframe.engine import Submission
+    from batchframe.run import Options, run_rows, warn_of_unknown_prices
+
+    provider = Provider(settings.client)
+    shared = Spec(account=provider.account, **spec)
+    results, positions, *_ = run_rows(
+        rows,
+        shared,
+        Submission(
+            provider=provider,
+            limits=settings.limits or Limits(),
+            completion_window=settings.completion_window,
+            poll_interval=settings.poll_interval,
+            ask_if_unknown=settings.on_unknown == "raise",
+            delete_remote=settings.delete_remote,
+            prices=settings.prices,
+        ),
+        checkpoint_path(settings.checkpoint, shared),
+        options=Options(
+            max_retries=settings.max_retries,
+            retry_failed=settings.retry_failed,
+            timeout=settings.timeout,
+            progress=settings.progress,
+            dedupe=settings.dedupe,
+            max_cost_usd=settings.max_cost_usd,
+        ),
+    )
+    warn_of_unknown_prices(results, shared.model, settings.prices)
+    return results, positions
+
+
+def usage_in_frame(
+    frame: Any, *, output: str, model: str | None, prices: "Prices | None", digits: int
+) -> "Usage":
+    """What the rows of a frame that came back have used."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from batchframe.clock import SystemClock
+    from batchframe.core.prices import usage_table
+    from batchframe.core.usage import usage_of, used
+    from batchframe.frames import inputs
+
+    adapter = _adapter(frame)
+    labels, index = adapter.labels(frame), adapter.index_names(frame)
+    suffixes = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens", "cost_usd")
+    for suffix in suffixes:
+        inputs.check_label(f"{output}_{suffix}", "output", labels, index)
+    found = {suffix: adapter.column(frame, f"{output}_{suffix}") for suffix in suffixes}
+    named = f"{output}_model"
+    models = (
+        adapter.column(frame, named)
+        if named in labels
+        else pa.nulls(len(found["cost_usd"]), pa.string())
+    )
+    table = usage_table(found["input_tokens"], found["output_tokens"], models)
+    for suffix, column in found.items():
+        place = table.schema.get_field_index(suffix)
+        field = table.schema.field(place)
+        table = table.set_column(place, field, column.cast(field.type))
+    # Rows that did not run used nothing; of those whose cost is null, nobody knows.
+    idle = pc.and_(pc.is_null(table["input_tokens"]), pc.equal(table["cost_usd"], 0.0))
+    table = table.filter(pc.invert(pc.fill_null(idle, fill_value=False)))
+    at = datetime.fromtimestamp(SystemClock().now(), UTC)
+    return usage_of([used(table, model=model or "", at=at, prices=prices)], digits=digits)
+
+
+def _one_model(model: object) -> str | None:
+    """The model of all rows; None where each has its own."""
+    if isinstance(model, Column):
+        return None
+    check_values(model=model)
+    return cast("str", model)
+
+
+def _form_of(endpoint: str, body: Mapping[str, Any]) -> "Form | None":
+    """What answers become, as the fields of all bodies say."""
+    from batchframe.core.columns import Form
+    from batchframe.core.structure import read_texts
+
+    if endpoint == EMBEDDINGS:
+        from batchframe.core.vectors import read_vectors
+
+        return Form(
+            read=functools.partial(read_vectors, n_dimensions=body.get("dimensions")),
+            with_text=False,
+        )
+    if endpoint == MODERATIONS:
+        from batchframe.core.verdicts import VERDICT
+
+        reader = functools.partial(read_texts, structure=VERDICT)
+        return Form(read=reader, with_text=False, flat=True)
+    structure = sent_structure(body)
+    return (
+        None if structure is None else Form(read=functools.partial(read_texts, structure=structure))
+    )
+
+
+def read_checkpoint(checkpoint: str | Path | None) -> "Checkpoint":
+    """The checkpoint as it is on the disk now."""
+    if checkpoint is None:
+        raise ParameterError("checkpoint must be the path of a directory, not None.")
+    from batchframe.checkpoint import Checkpoint
+    from batchframe.clock import SystemClock
+    from batchframe.storage import Storage
+
+    return Checkpoint.read(Path(checkpoint).expanduser(), Storage(), SystemClock())
+
+
+class _Adapter(Protocol):
+    """What each frame library's module offers."""
+
+    def labels(self, frame: Any) -> list[Hashable]: ...
+
+    def index_names(self, frame: Any) -> list[Hashable]: ...
+
+    def column(self, frame: Any, label: Hashable) -> "pa.Array": ...
+
+    def lists(self, frame: Any, label: Hashable) -> list[Any] | None: ...
+
+    def new_labels(self, columns: "pa.Table") -> list[str]: ...
+
+    def attach(self, frame: Any, columns: "pa.Table", *, like: Hashable) -> Any: ...
+
+
+def _adapter(frame: object) -> _Adapter:
+    # A frame's library is imported already: looking it up imports nothing.
+    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
+    if pandas is not None and isinstance(frame, pandas.DataFrame):
+        from batchframe.frames import pandas as pandas_adapter
+
+        return cast("_Adapter", pandas_adapter)
+    if polars is not None and isinstance(frame, polars.DataFrame):
+        from batchframe.frames import polars as polars_adapter
+
+        return cast("_Adapter", polars_adapter)
+    pyarrow = sys.modules.get("pyarrow")
+    if pyarrow is not None and isinstance(frame, pyarrow.Table):
+        from batchframe.frames import arrow as arrow_adapter
+
+        return cast("_Adapter", arrow_adapter)
+    hint = " Collect it first." if type(frame).__name__ == "LazyFrame" else ""
+    raise ParameterError(
+        f"A {type(frame).__name__} was passed; complete() takes pandas and Polars DataFrames "
+        f"and pyarrow Tables.{hint}"
+    )

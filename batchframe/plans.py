@@ -1,0 +1,311 @@
+"""What a checkpoint says of rows: which are answered, which are under way, and what the rest takes.
+
+Nothing is sent here. A run plans with it, and an estimate is a plan that is not carried out.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchframe.checkpoint import Checkpoint
+from batchframe.core.batches import Collected, Creating, Dropped, Ended, Live
+from batchframe.core.estimates import (
+    FEWEST_BYTES,
+    Estimate,
+    Known,
+    Range,
+    answer_limit,
+    price_takes,
+    takes,
+)
+from batchframe.core.prices import Prices, cost_usd, repriced, usage_table
+from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys, shared_keys
+from batchframe.core.retries import latest, unfinished
+from batchframe.core.shards import Limits, cut_shards
+from batchframe.core.spec import Spec
+from batchframe.core.usage import Difference, Usage, usage_of, used
+from batchframe.errors import RowError
+
+__all__ = [
+    "FOR_PLANS",
+    "check_types_of_ids",
+    "estimate_rows",
+    "keys_of",
+    "most_usd",
+    "row_keys_to_answer",
+    "settled_keys",
+    "usage_in",
+]
+
+#: The columns of results that a plan is made from.
+FOR_PLANS = ("row_key", "status", "error_code", "http_status")
+#: Rows that a message names before it says "and more".
+_SHOWN = 5
+#: What tells requests that are there from new ones.
+_KNOWN = pa.schema([("row_key", pa.binary(16)), ("body_digest", pa.binary(16))])
+_SENT = Creating | Live | Ended
+
+
+def keys_of(table: pa.Table) -> pa.FixedSizeBinaryArray:
+    """The row keys of a table, as one array."""
+    return table["row_key"].combine_chunks()
+
+
+def settled_keys(results: pa.Table, *, retry_failed: bool) -> pa.FixedSizeBinaryArray:
+    """The keys of results that are not tried again; `results` has the columns FOR_PLANS."""
+    return keys_of(results.filter(pc.invert(unfinished(results, retry_failed=retry_failed))))
+
+
+def row_keys_to_answer(
+    keys: RowKeys, checkpoint: Checkpoint, settled: pa.FixedSizeBinaryArray, *, dedupe: bool
+) -> pa.FixedSizeBinaryArray:
+    """The key of the request that answers each row: its own, or with `dedupe` an equal one's."""
+    if not dedupe:
+        return keys.keys
+    known = []
+    for number, shard in checkpoint.shards.items():
+        if isinstance(shard.state, Dropped):
+            continue
+        requests = checkpoint.requests(number).select(["row_key", "body_digest"])
+        if not isinstance(shard.state, _SENT):
+            # Of a shard that was never sent, any row may still go into another.
+            requests = requests.filter(pc.is_in(keys_of(requests), value_set=settled))
+        known.append(requests)
+    return shared_keys(keys, pa.concat_tables(known) if known else _KNOWN.empty_table())
+
+
+def check_types_of_ids(rows: Rows, positions: pa.Array, checkpoint: Checkpoint) -> None:
+    """Raise RowError if rows to be sent were sent before under ids of the other type."""
+    new = rows.take(positions)
+    other, has_other = _as_other_type(new.ids)
+    ids = new.ids.filter(has_other)
+    others = replace(new.take(pc.indices_nonzero(has_other)), ids=other.filter(has_other))
+    keys = row_keys(others, checkpoint.spec).keys
+    sent = [
+        checkpoint.requests(number)["row_key"]
+        for number, shard in checkpoint.shards.items()
+        if not isinstance(shard.state, Dropped)
+    ]
+    known = pa.chunked_array([chunk for keys in sent for chunk in keys.chunks], keys.type)
+    found = pc.indices_nonzero(pc.is_in(keys, value_set=known))
+    if len(found):
+        shown = ", ".join(repr(ids[row].as_py()) for row in found[:_SHOWN].to_pylist())
+        more = " and more" if len(found) > _SHOWN else ""
+        raise RowError(
+            f"{len(found)} {'row was' if len(found) == 1 else 'rows were'} sent before with "
+            f"ids that were {_kind_of(other)}; now the ids are {_kind_of(ids)}: {shown}{more}. "
+            "Nothing was sent, because they would be paid for again. Cast the ids back, or "
+            "name another checkpoint=."
+        )
+
+
+def _kind_of(ids: pa.Array) -> str:
+    return "integers" if pa.types.is_integer(ids.type) else "text"
+
+
+def _as_other_type(ids: pa.Array) -> tuple[pa.Array, pa.BooleanArray]:
+    """Integers as text, or text as integers; and which of them are written so."""
+    text = pc.cast(ids, pa.string())
+    if pa.types.is_integer(ids.type):
+        return text, pc.is_valid(text)
+    # Few enough digits for 64 bits.
+    is_number = pc.match_substring_regex(text, r"^(0|-?[1-9][0-9]{0,17})$")
+    return pc.cast(pc.if_else(is_number, text, "0"), pa.int64()), is_number
+
+
+# --- What it takes --------------------------------------------------------------------------------
+
+
+class _Body(msgspec.Struct):
+    model: str = ""
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    max_tokens: Any = None
+
+
+class _Line(msgspec.Struct):
+    body: _Body
+
+
+_LINE = msgspec.json.Decoder(_Line)
+
+
+def most_usd(checkpoint: Checkpoint, number: int, *, prices: Prices | None, now: float) -> float:
+    """The most that a shard can cost, in US dollars; infinity where that is not known.
+
+    Tokens of prompts are bounded by their bytes, those of answers by the limit of each request.
+    """
+    inputs, outputs, models = [], [], []
+    with checkpoint.input_file(number) as file:
+        for line in file:
+            body = _LINE.decode(line).body
+            fields = msgspec.structs.asdict(body)
+            limit = answer_limit(fields, checkpoint.spec.endpoint)
+            if limit is None:
+                return math.inf
+            inputs.append(math.ceil(len(line) / FEWEST_BYTES))
+            outputs.append(limit)
+            models.append(body.model)
+    table = usage_table(inputs, outputs, models)
+    at = datetime.fromtimestamp(now, UTC)
+    cost = cost_usd(table, model=checkpoint.model_of(number), at=at, prices=prices)
+    return math.inf if cost.null_count else float(pc.sum(cost).as_py())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Standing:
+    """Where the rows of a call stand, each as the number of rows, or their positions."""
+
+    n_paid: int
+    n_under_way: int
+    #: Rows that a request is made for.
+    new: pa.Array
+    #: Rows to be sent that have the same body as another.
+    duplicates: pa.Array
+    known: Known
+
+
+def estimate_rows(
+    rows: Rows,
+    spec: Spec,
+    checkpoint: Checkpoint | None,
+    *,
+    limits: Limits,
+    window_hours: float,
+    dedupe: bool,
+    retry_failed: bool,
+    prices: Prices | None,
+    now: float,
+) -> Estimate:
+    """What a call would send and cost.
+
+    Args:
+        rows: What each row asks.
+        spec: What they share.
+        checkpoint: As it is on the disk, or None where there is none yet.
+        limits: How shards are cut.
+        window_hours: The completion window.
+        dedupe: Equal bodies are sent once.
+        retry_failed: Also rows whose failure was permanent, cancelled or missing.
+        prices: Rates that hold instead of the published ones.
+        now: The present, in seconds since the epoch.
+    """
+    keys = row_keys(rows, spec)
+    standing = _standing(keys, checkpoint, dedupe=dedupe, retry_failed=retry_failed)
+    new = rows.take(standing.new)
+    taken = takes(new, keys.n_tokens.take(standing.new), spec, standing.known)
+    at = datetime.fromtimestamp(now, UTC)
+    cost, standard = price_takes(taken, new, spec, at=at, prices=prices)
+    twice = rows.take(standing.duplicates)
+    saved, _ = price_takes(
+        takes(twice, keys.n_tokens.take(standing.duplicates), spec, standing.known),
+        twice,
+        spec,
+        at=at,
+        prices=prices,
+    )
+    sizes = [
+        sum(request.n_tokens for request in shard)
+        for shard in cut_shards(render_requests(rows, standing.new, spec), limits)
+    ]
+    room = limits.max_enqueued_tokens or math.inf
+    n_waves = max(math.ceil(sum(sizes) / room), math.ceil(len(sizes) / limits.max_live_batches))
+    return Estimate(
+        model=spec.model,
+        n_rows=len(rows),
+        n_paid=standing.n_paid,
+        n_under_way=standing.n_under_way,
+        n_skipped=rows.prompts.null_count,
+        n_duplicates=len(standing.duplicates),
+        duplicates_usd=saved,
+        n_requests=len(standing.new),
+        n_shards=len(sizes),
+        n_bytes=pc.sum(keys.line_bytes.take(standing.new)).as_py() or 0,
+        input_tokens=_total(taken.input_low, taken.input_high),
+        counted=taken.counted,
+        output_tokens=_total(taken.output_low, taken.output_high),
+        cost_usd=cost,
+        standard_usd=standard,
+        n_waves=n_waves,
+        hours=n_waves * window_hours,
+    )
+
+
+def _total(low: pa.Array, high: pa.Array | None) -> Range:
+    return Range(pc.sum(low).as_py() or 0, None if high is None else (pc.sum(high).as_py() or 0))
+
+
+def _standing(
+    keys: RowKeys, checkpoint: Checkpoint | None, *, dedupe: bool, retry_failed: bool
+) -> _Standing:
+    settled = pa.array([], pa.binary(16))
+    sent = settled
+    # The request that answers each row if equal ones are sent once.
+    equal, known = shared_keys(keys, _KNOWN.empty_table()), Known()
+    if checkpoint is not None:
+        results = latest(checkpoint.results(FOR_PLANS))
+        settled = settled_keys(results, retry_failed=retry_failed)
+        under_way = [
+            keys_of(checkpoint.requests(number))
+            for number, shard in checkpoint.shards.items()
+            if isinstance(shard.state, _SENT)
+        ]
+        sent = pa.concat_arrays(under_way) if under_way else sent
+        equal = row_keys_to_answer(keys, checkpoint, settled, dedupe=True)
+        known = _known(checkpoint)
+    to_answer = equal if dedupe else keys.keys
+    is_asked = pc.is_valid(to_answer)
+    is_paid = pc.and_(is_asked, pc.is_in(to_answer, value_set=settled))
+    is_sent = pc.and_(pc.and_not(is_asked, is_paid), pc.is_in(to_answer, value_set=sent))
+    is_new = pc.and_not(pc.and_not(is_asked, is_paid), is_sent)
+    is_own = pc.fill_null(pc.equal(to_answer, keys.keys), fill_value=False)
+    new = pc.indices_nonzero(pc.and_(is_new, is_own))
+    is_shared = pc.fill_null(pc.not_equal(equal, keys.keys), fill_value=False)
+    return _Standing(
+        n_paid=pc.sum(is_paid).as_py() or 0,
+        n_under_way=pc.sum(is_sent).as_py() or 0,
+        new=new,
+        duplicates=new.filter(is_shared.take(new)),
+        known=known,
+    )
+
+
+def _known(checkpoint: Checkpoint) -> Known:
+    """What the usage of all tries in a checkpoint teaches."""
+    n_input = n_guessed = n_output = n_answers = 0
+    for number in checkpoint.collected():
+        usage = checkpoint.results_of(number).select(["input_tokens", "output_tokens"])
+        guessed = checkpoint.requests(number)["n_tokens"]
+        has_usage = pc.and_(pc.is_valid(usage["input_tokens"]), pc.is_valid(usage["output_tokens"]))
+        n_input += pc.sum(usage["input_tokens"].filter(has_usage)).as_py() or 0
+        n_guessed += pc.sum(guessed.filter(has_usage)).as_py() or 0
+        n_output += pc.sum(usage["output_tokens"].filter(has_usage)).as_py() or 0
+        n_answers += pc.sum(has_usage).as_py() or 0
+    if not n_answers:
+        return Known()
+    return Known(input_ratio=n_input / n_guessed, output_mean=n_output / n_answers)
+
+
+def usage_in(checkpoint: Checkpoint, *, prices: Prices | None, digits: int) -> Usage:
+    """What all requests of a checkpoint used, and which batches do not add up."""
+    parts, differences = [], []
+    for number in checkpoint.collected():
+        state = checkpoint.shards[number].state
+        if not isinstance(state, Collected):
+            continue
+        model, batch = checkpoint.model_of(number), state.batch
+        table = checkpoint.results_of(number)
+        if prices:
+            table = repriced(table, model=model, prices=prices)
+        at = datetime.fromtimestamp(batch.created_at, UTC)
+        parts.append(used(table, model=model, at=at, prices=prices))
+        if batch.usage is not None and batch.usage != state.results.usage:
+            differences.append(
+                Difference(batch_id=batch.batch_id, rows=state.results.usage, batch=batch.usage)
+            )
+    return usage_of(parts, differences=differences, digits=digits)
