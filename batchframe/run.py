@@ -370,7 +370,7 @@ class _Run:
                     self._stop_if_hopeless(results)
         while self._held and self.budget.has_room(self._held[0], self.jobs):
             self._watch(self._held.pop(0))
-        if self._held and all(job.is_settled for job in self.jobs):
+        if self._held and all(job.number in self._looked_at for job in self.jobs):
             raise self.budget.exceeded(self._held[0], self._n_unsent())
 
     def _stop_if_hopeless(self, results: pa.Table) -> None:
