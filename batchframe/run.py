@@ -447,15 +447,21 @@ def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
 
 
 def warn_of_unknown_prices(
-    results: pa.Table, model: str | None, prices: Prices | None = None
+    results: pa.Table, model: str | None, prices: Prices | None = None, way_out: str = ""
 ) -> None:
-    """Warn the caller of this package if a model answered whose price is not known."""
+    """Warn the caller of this package if a model answered whose price is not known.
+
+    Args:
+        results: Rows of RESULT_SCHEMA.
+        model: The requested model, or None where each row named its own.
+        prices: The user's own rates.
+        way_out: What to do about it, with {} for the first of the models.
+    """
     models = unpriced_models(results, model, prices)
     if models:
         warnings.warn(
-            f"No price is known for {', '.join(models)}: their cost is null, not zero. "
-            "Give what you pay, in dollars per million tokens: prices={"
-            f"{models[0]!r}: bf.Rates(input=..., output=...)}}.",
+            f"No price is known for {', '.join(models)}: their cost is null, not zero."
+            f"{way_out.format(models[0])}",
             stacklevel=_stacklevel(),
         )
 

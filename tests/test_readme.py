@@ -27,15 +27,18 @@ def test_its_python_runs_as_written(tmp_path, monkeypatch, capsys):
             billed.append(server.billed().requests)
         names["test_colours"](tmp_path / "their-test")
 
-    # Two rows; two that have a prompt; two with a schema; one new row; then a message in a list.
-    assert billed == [2, 4, 6, 7, 7, 7, 7, 8]
+    # Two rows; two that have a prompt; two with a schema; one new row; two with a limit of tokens;
+    # then a message in a list.
+    assert billed == [2, 4, 6, 7, 9, 9, 9, 10]
     out, french = names["out"], names["french"]
     assert list(out["id"]) == ["a", "b", "c"]
     assert list(out["completion"]) == [f"echo: {prompt}" for prompt in out["prompt"]]
     assert list(french["french"]) == ["echo: tree", "echo: house", None]
     assert list(french["french_status"]) == ["ok", "ok", "skipped"]
     printed = capsys.readouterr().out
-    assert str(out["completion_cost_usd"].sum()) in printed
+    assert str(names["paid"]["completion_cost_usd"].sum()) in printed
+    assert "Estimate for gpt-4o-mini" in printed
+    assert "| gpt-4o-mini | Prompt " in printed
     assert "echo: Name a tree." in printed
     # The echo answers in the form that is asked for.
     assert list(names["typed"]["colour_status"]) == ["ok", "ok"]

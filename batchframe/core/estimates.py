@@ -225,22 +225,39 @@ def takes(rows: Rows, guessed: pa.Int64Array, spec: Spec, known: Known) -> Takes
         return Takes(
             input_low=low, input_high=high, output_low=none, output_high=none, counted=counted
         )
-    limits = _answer_limits(rows, spec)
     least, most = 1.0, math.inf
     if known.output_mean is not None:
         least = known.output_mean * (1 - _DOUBT_OF_ANSWERS)
         most = known.output_mean * (1 + _DOUBT_OF_ANSWERS)
-    bounds = [most if limit is None else min(limit, most) for limit in limits]
-    is_bounded = all(map(math.isfinite, bounds))
+    lows, highs = _answers(rows, spec, least, most)
     return Takes(
-        input_low=low,
-        input_high=high,
-        output_low=pa.array([math.floor(min(least, bound)) for bound in bounds], pa.int64()),
-        output_high=(
-            pa.array([math.ceil(bound) for bound in bounds], pa.int64()) if is_bounded else None
-        ),
-        counted=counted,
+        input_low=low, input_high=high, output_low=lows, output_high=highs, counted=counted
     )
+
+
+def _answers(
+    rows: Rows, spec: Spec, least: float, most: float
+) -> tuple[pa.Int64Array, pa.Int64Array | None]:
+    """The least and the most tokens of each row's answer; None where a row has no limit."""
+
+    def bound(fields: Mapping[str, Any]) -> float:
+        limit = answer_limit(fields, spec.endpoint)
+        return most if limit is None else min(limit, most)
+
+    if rows.fields is None:
+        same = bound(spec.params)
+        low = pa.repeat(pa.scalar(math.floor(min(least, same)), pa.int64()), len(rows))
+        if math.isinf(same):
+            return low, None
+        return low, pa.repeat(pa.scalar(math.ceil(same), pa.int64()), len(rows))
+    decode = msgspec.json.Decoder(dict[str, Any]).decode
+    bounds = [
+        bound({**spec.params, **(decode(own) if own else {})}) for own in rows.fields.to_pylist()
+    ]
+    low = pa.array([math.floor(min(least, one)) for one in bounds], pa.int64())
+    if not all(map(math.isfinite, bounds)):
+        return low, None
+    return low, pa.array([math.ceil(one) for one in bounds], pa.int64())
 
 
 def answer_limit(fields: Mapping[str, Any], endpoint: str) -> int | None:
@@ -252,16 +269,6 @@ def answer_limit(fields: Mapping[str, Any], endpoint: str) -> int | None:
         return 0
     default = _LEGACY_LIMIT if endpoint == COMPLETIONS else None
     return next((fields[name] for name in _LIMITS if isinstance(fields.get(name), int)), default)
-
-
-def _answer_limits(rows: Rows, spec: Spec) -> list[int | None]:
-    if rows.fields is None:
-        return [answer_limit(spec.params, spec.endpoint)] * len(rows)
-    decode = msgspec.json.Decoder(dict[str, Any]).decode
-    return [
-        answer_limit({**spec.params, **(decode(own) if own else {})}, spec.endpoint)
-        for own in rows.fields.to_pylist()
-    ]
 
 
 def price_takes(

@@ -490,7 +490,11 @@ def sent(
             max_cost_usd=settings.max_cost_usd,
         ),
     )
-    warn_of_unknown_prices(results, shared.model, settings.prices)
+    way_out = (
+        " Give what you pay, in dollars per million tokens: "
+        "prices={{{!r}: bf.Rates(input=..., output=...)}}."
+    )
+    warn_of_unknown_prices(results, shared.model, settings.prices, way_out)
     return results, positions
 
 
