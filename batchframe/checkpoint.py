@@ -43,7 +43,7 @@ from batchframe.core.batches import (
     advance,
 )
 from batchframe.core.prices import Prices, repriced
-from batchframe.core.requests import Request
+from batchframe.core.requests import Requests
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.spec import SPEC_VERSION, Spec
 from batchframe.errors import (
@@ -191,33 +191,30 @@ class Checkpoint:
 
     # Shards
 
-    def freeze(self, requests: Sequence[Request], *, round_: int) -> int:
+    def freeze(self, requests: Requests, *, round_: int) -> int:
         """Write the requests as a new shard and commit it. Returns its number."""
         number = len(self.shards)
-        digest = sha256()
-        for request in requests:
-            digest.update(request.line)
+        data = b"".join(requests.lines)
         frozen = ShardFrozen(
             n_requests=len(requests),
-            n_bytes=sum(len(request.line) for request in requests),
-            n_tokens=sum(request.n_tokens for request in requests),
-            sha256=digest.hexdigest(),
+            n_bytes=len(data),
+            n_tokens=sum(requests.n_tokens),
+            sha256=sha256(data).hexdigest(),
             round=round_,
-            model=next((request.model for request in requests), None),
+            model=requests.model,
         )
         columns = [
-            pa.array([request.row_key for request in requests], pa.binary(16)),
-            pa.array([request.id for request in requests], pa.string()),
-            pa.array([request.body_digest for request in requests], pa.binary(16)),
-            pa.array([request.n_tokens for request in requests], pa.int64()),
+            pa.array(requests.row_keys, pa.binary(16)),
+            pa.array(requests.ids, pa.string()),
+            pa.array(requests.body_digests, pa.binary(16)),
+            pa.array(requests.n_tokens, pa.int64()),
         ]
         self._write_table(
             self._shard_path(number, frozen, "parquet"),
             pa.Table.from_arrays(columns, schema=_SHARD_SCHEMA),
         )
         with self._storage.replace(self._shard_path(number, frozen, "jsonl")) as file:
-            for request in requests:
-                file.write(request.line)
+            file.write(data)
         self.commit(number, frozen)
         return number
 

@@ -224,7 +224,7 @@ class OpenaiBatchAPI:
         given, contents = _read_messages(messages)
         every = pa.array(range(len(given)), pa.int64())
         requests = render_requests(Rows(ids=_ids(given), prompts=contents), every, spec)
-        return [msgspec.json.decode(request.line) for request in requests]
+        return [msgspec.json.decode(line) for chunk in requests for line in chunk.lines]
 
     def setup(self, **kwargs: Any) -> dict[str, Any]:
         """Begin a new account of usage. Returns the body fields, with the default model."""

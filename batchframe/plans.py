@@ -34,10 +34,10 @@ from batchframe.errors import RowError
 __all__ = [
     "FOR_PLANS",
     "check_types_of_ids",
+    "equal_keys",
     "estimate_rows",
     "keys_of",
     "most_usd",
-    "row_keys_to_answer",
     "settled_keys",
     "usage_in",
 ]
@@ -61,12 +61,16 @@ def settled_keys(results: pa.Table, *, retry_failed: bool) -> pa.FixedSizeBinary
     return keys_of(results.filter(pc.invert(unfinished(results, retry_failed=retry_failed))))
 
 
-def row_keys_to_answer(
-    keys: RowKeys, checkpoint: Checkpoint, settled: pa.FixedSizeBinaryArray, *, dedupe: bool
+def equal_keys(
+    keys: RowKeys, checkpoint: Checkpoint, settled: pa.FixedSizeBinaryArray
 ) -> pa.FixedSizeBinaryArray:
-    """The key of the request that answers each row: its own, or with `dedupe` an equal one's."""
-    if not dedupe:
-        return keys.keys
+    """The key of the request that answers each row, where equal ones are sent once.
+
+    Args:
+        keys: All rows.
+        checkpoint: What is known of others.
+        settled: The keys of results that are not tried again.
+    """
     known = []
     for number, shard in checkpoint.shards.items():
         if isinstance(shard.state, Dropped):
@@ -210,7 +214,7 @@ def estimate_rows(
         prices=prices,
     )
     sizes = [
-        sum(request.n_tokens for request in shard)
+        sum(shard.n_tokens)
         for shard in cut_shards(render_requests(rows, standing.new, spec), limits)
     ]
     room = limits.max_enqueued_tokens or math.inf
@@ -256,7 +260,7 @@ def _standing(
             if isinstance(shard.state, _SENT)
         ]
         sent = pa.concat_arrays(under_way) if under_way else sent
-        equal = row_keys_to_answer(keys, checkpoint, settled, dedupe=True)
+        equal = equal_keys(keys, checkpoint, settled)
         known = _known(checkpoint)
     to_answer = equal if dedupe else keys.keys
     is_asked = pc.is_valid(to_answer)

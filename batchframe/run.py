@@ -31,7 +31,13 @@ from batchframe.core.batches import (
     Uploading,
 )
 from batchframe.core.prices import Prices, unpriced_models
-from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys
+from batchframe.core.requests import (
+    RowKeys,
+    Rows,
+    line_bytes_at_most,
+    render_requests,
+    row_keys,
+)
 from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
 from batchframe.core.shards import cut_shards
@@ -54,8 +60,8 @@ from batchframe.errors import (
 from batchframe.plans import (
     FOR_PLANS,
     check_types_of_ids,
+    equal_keys,
     keys_of,
-    row_keys_to_answer,
     settled_keys,
 )
 from batchframe.progress import Bars, Progress, Silence, Tally
@@ -133,11 +139,12 @@ def run_rows(
         ProviderError: the service refused for good.
     """
     engine = engine or default_engine()
-    keys = row_keys(rows, spec)
-    check_bounded(
-        rows, keys, spec, options.max_cost_usd, prices=submission.prices, now=engine.clock.now()
-    )
-    _check_sizes(rows.ids, keys, submission.limits.max_bytes)
+    keys = None
+    limit, max_bytes = options.max_cost_usd, submission.limits.max_bytes
+    if limit is not None or line_bytes_at_most(rows, spec) > max_bytes:
+        keys = row_keys(rows, spec)
+        check_bounded(rows, keys, spec, limit, prices=submission.prices, now=engine.clock.now())
+        _check_sizes(rows.ids, keys, max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
     progress: Progress = Bars() if options.progress else Silence()
     run = _Run(rows, keys, checkpoint, submission, options, engine, progress)
@@ -171,7 +178,7 @@ def find_rows(
     """
     own = row_keys(rows, checkpoint.spec)
     settled = settled_keys(latest(checkpoint.results(FOR_PLANS)), retry_failed=False)
-    keys = row_keys_to_answer(own, checkpoint, settled, dedupe=dedupe)
+    keys = equal_keys(own, checkpoint, settled) if dedupe else own.keys
     return _answers(keys, checkpoint, prices)
 
 
@@ -186,12 +193,16 @@ def _answers(
 @dataclass(slots=True, eq=False)
 class _Run:
     rows: Rows
-    row_keys: RowKeys
+    #: None where they are not needed yet: to encode all rows only to name them takes as long as to
+    #: send them, and a new checkpoint has nothing to compare them with.
+    row_keys: RowKeys | None
     checkpoint: Checkpoint
     submission: Submission
     options: Options
     engine: Engine
     progress: Progress
+    #: The key of each row's own request, once it is known.
+    own_keys: pa.FixedSizeBinaryArray | None = field(init=False, default=None)
     #: The key of the request that answers each row, as the last plan has it.
     keys: pa.FixedSizeBinaryArray = field(init=False)
     #: What the rows have cost, and may cost.
@@ -282,13 +293,19 @@ class _Run:
         """Watch the shards under way that hold our rows, and make shards of what is missing."""
         checkpoint = self.checkpoint
         with checkpoint.planning:
+            if not checkpoint.shards and self.row_keys is None and not self.options.dedupe:
+                self._send_all()
+                return
+            if self.own_keys is None:
+                self.row_keys = self.row_keys or row_keys(self.rows, checkpoint.spec)
+                self.own_keys = self.row_keys.keys
             results = self._settled()
             self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
             retry_failed = self.options.retry_failed and self.round == 0
             settled = settled_keys(results, retry_failed=retry_failed)
-            self.keys = row_keys_to_answer(
-                self.row_keys, checkpoint, settled, dedupe=self.options.dedupe
-            )
+            self.keys = self.own_keys
+            if self.row_keys is not None and self.options.dedupe:
+                self.keys = equal_keys(self.row_keys, checkpoint, settled)
             wanted = pc.and_(
                 pc.is_valid(self.keys), pc.invert(pc.is_in(self.keys, value_set=settled))
             )
@@ -307,20 +324,38 @@ class _Run:
                     unsent = pc.and_not(unsent, ours)
                     self._watch(number)
             self._warn_of_deletion(job.number for job in self.jobs)
-            is_own = pc.equal(self.keys, self.row_keys.keys)
+            is_own = pc.equal(self.keys, self.own_keys)
             positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(wanted, is_own)))
             if checkpoint.shards and self.round == 0:
                 check_types_of_ids(self.rows, positions, checkpoint)
             self.n_planned = len(positions) + self._n_held()
             self.n_planned += sum(_n_requests(job) for job in self.jobs)
-            if self.round == 0:
+            if self.round == 0 and self.row_keys is not None:
                 to_send = pc.indices_nonzero(pc.and_(unsent, is_own))
                 self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
             self._look()
-            requests = render_requests(self.rows, positions, checkpoint.spec)
-            for shard_requests in cut_shards(requests, self.submission.limits):
-                self._held.append(checkpoint.freeze(shard_requests, round_=self.round))
-                self._look()
+            self._freeze(positions)
+
+    def _send_all(self) -> None:
+        """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""
+        positions = _by_model(self.rows, pc.indices_nonzero(pc.is_valid(self.rows.prompts)))
+        self.n_planned = len(positions)
+        self._look()
+        keys = self._freeze(positions)
+        n = len(self.rows)
+        self.own_keys = pc.scatter(keys, positions.cast(pa.int64()), max_index=n - 1)
+        self.keys = self.own_keys
+
+    def _freeze(self, positions: pa.Array) -> pa.FixedSizeBinaryArray:
+        """Make shards of the rows at `positions`, and send them. Returns their keys, in order."""
+        checkpoint = self.checkpoint
+        keys = [pa.array([], pa.binary(16))]
+        requests = render_requests(self.rows, positions, checkpoint.spec)
+        for shard_requests in cut_shards(requests, self.submission.limits):
+            keys.append(pa.array(shard_requests.row_keys, pa.binary(16)))
+            self._held.append(checkpoint.freeze(shard_requests, round_=self.round))
+            self._look()
+        return pa.concat_arrays(keys)
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
         """False for a shard that was never sent and holds rows that nobody wants: it is dropped."""

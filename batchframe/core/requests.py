@@ -1,17 +1,17 @@
 """Arrow columns -> row keys and encoded lines.
 
 A row becomes body = constant prefix + encoded prompt + constant suffix, and its own fields if it
-has any; its row key is the BLAKE2b of the type-tagged id and the body; its line is the body in the
-Batch API's envelope. What is measured here is, byte for byte, what is uploaded.
+has any; its row key is the BLAKE2b of the type-tagged id and the body's digest; its line is the
+body in the Batch API's envelope. What is measured here is, byte for byte, what is uploaded.
 
 A prompt is text, the content of one user message; or bytes, the JSON of a list of messages, which
 is sent as it is. A text and the list of that one message make the same body.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import repeat
+from itertools import chain, groupby, repeat
 from typing import Any, NamedTuple
 
 import msgspec
@@ -31,11 +31,13 @@ from batchframe.errors import ParameterError, RowError
 
 __all__ = [
     "Request",
+    "Requests",
     "RowKeys",
     "Rows",
     "encode_fields",
     "encode_messages",
     "encode_parts",
+    "line_bytes_at_most",
     "render_requests",
     "row_keys",
     "shared_keys",
@@ -74,6 +76,16 @@ class Rows:
 
     def take(self, positions: pa.Array) -> "Rows":
         """The rows at `positions`, in that order."""
+        n = len(positions)
+        first = positions[0].as_py() if n else 0
+        if positions.equals(pa.array(range(first, first + n), positions.type)):
+            # A run of rows needs no copy.
+            return Rows(
+                ids=self.ids.slice(first, n),
+                prompts=self.prompts.slice(first, n),
+                models=None if self.models is None else self.models.slice(first, n),
+                fields=None if self.fields is None else self.fields.slice(first, n),
+            )
         return Rows(
             ids=_take(self.ids, positions),
             prompts=_take(self.prompts, positions),
@@ -95,8 +107,46 @@ class Request(NamedTuple):
     line: bytes
     #: Estimated prompt tokens, for the provider's queue.
     n_tokens: int
-    #: The row's own model, or None where the spec names one for all.
-    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Requests for one model, column by column, because a hundred million objects would be slow.
+
+    Each list has one entry per request, as `Request` has it.
+    """
+
+    #: The rows' own model, or None where the spec names one for all.
+    model: str | None
+    row_keys: list[bytes]
+    ids: list[str]
+    body_digests: list[bytes]
+    lines: list[bytes]
+    n_tokens: list[int]
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self.row_keys)
+
+    def __iter__(self) -> Iterator[Request]:
+        """One after the other."""
+        return map(Request, *self.columns())
+
+    def part(self, start: int, stop: int) -> "Requests":
+        """The requests from `start` to before `stop`."""
+        return Requests(self.model, *(column[start:stop] for column in self.columns()))
+
+    @classmethod
+    def joined(cls, parts: Sequence["Requests"]) -> "Requests":
+        """All requests of parts that are for one model, at least one part."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*(part.columns() for part in parts), strict=True)
+        return cls(parts[0].model, *(list(chain.from_iterable(column)) for column in columns))
+
+    def columns(self) -> tuple[list[Any], ...]:
+        """All lists, in the order of `Request`."""
+        return self.row_keys, self.ids, self.body_digests, self.lines, self.n_tokens
 
 
 class RowKeys(NamedTuple):
@@ -130,8 +180,6 @@ class _Renderer:
             self._prefix, self._suffix = head[:-1] + b',"' + field + b'":[' + messages, b"]}"
             self._text_prefix = self._prefix + b'{"role":"user","content":'
             self._text_suffix = b"}" + self._suffix
-        #: The row's own model, or None where the spec names one for all.
-        self.model = model
         self._line_head = b'{"custom_id":"'
         self._line_middle = (
             b'","method":"POST","url":' + msgspec.json.encode(spec.endpoint) + b',"body":'
@@ -236,23 +284,36 @@ def row_keys(rows: Rows, spec: Spec) -> RowKeys:
     sizes: list[int | None] = []
     digests: list[bytes | None] = []
     tokens: list[int | None] = []
-    for tag, renderer, body in _bodies(rows, spec):
-        if body is None:
-            keys.append(None)
-            sizes.append(None)
-            digests.append(None)
-            tokens.append(None)
-        else:
-            keys.append(_row_key(tag, body))
-            sizes.append(renderer.envelope_bytes + len(body))
-            digests.append(_digest(body))
-            tokens.append(_guessed_tokens(body))
+    for chunk in _chunks(rows, spec):
+        named = [None if body is None else _digest(body) for body in chunk.bodies]
+        pairs = zip(chunk.tags, named, strict=True)
+        keys += [None if digest is None else _row_key(tag, digest) for tag, digest in pairs]
+        around = chunk.envelope_bytes
+        sizes += [None if body is None else around + len(body) for body in chunk.bodies]
+        digests += named
+        tokens += [None if body is None else _guessed_tokens(body) for body in chunk.bodies]
     return RowKeys(
         pa.array(keys, pa.binary(_DIGEST_BYTES)),
         pa.array(sizes, pa.int64()),
         pa.array(digests, pa.binary(_DIGEST_BYTES)),
         pa.array(tokens, pa.int64()),
     )
+
+
+def line_bytes_at_most(rows: Rows, spec: Spec) -> int:
+    """A number of bytes that no row's line exceeds, without encoding any of them."""
+    renderers = [_Renderer(spec, model) for model in _distinct(rows.models)] or [
+        _Renderer(spec, None)
+    ]
+    around = max(renderer.envelope_bytes + len(renderer.body("", None)) for renderer in renderers)
+    n_prompt = pc.max(pc.binary_length(rows.prompts)).as_py() or 0
+    n_fields = 0 if rows.fields is None else pc.max(pc.binary_length(rows.fields)).as_py() or 0
+    # A byte of text becomes six of JSON at the most: "\\u0000".
+    return int(around + 6 * n_prompt + n_fields)
+
+
+def _distinct(models: pa.Array | None) -> list[str]:
+    return [] if models is None else models.drop_null().unique().to_pylist()
 
 
 def shared_keys(keys: RowKeys, known: pa.Table) -> pa.FixedSizeBinaryArray:
@@ -275,20 +336,23 @@ def shared_keys(keys: RowKeys, known: pa.Table) -> pa.FixedSizeBinaryArray:
     return pc.if_else(pc.or_(own, pc.is_null(keys.keys)), keys.keys, shared)
 
 
-def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Request]:
-    """The requests of the rows at `positions` (int64), in that order, one at a time."""
-    for tag, renderer, body in _bodies(rows.take(positions), spec):
-        if body is None:
-            raise ValueError(f"row {tag[1:]!r} has no prompt, and so no request")
-        key = _row_key(tag, body)
-        yield Request(
-            row_key=key,
-            id=tag[1:],
-            body_digest=_digest(body),
-            line=renderer.line(key, body),
-            n_tokens=_guessed_tokens(body),
-            model=renderer.model,
-        )
+def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Requests]:
+    """The requests of the rows at `positions` (int64), in that order, some thousands at a time."""
+    for start in range(0, len(positions), _CHUNK_ROWS):
+        for chunk in _chunks(rows.take(positions.slice(start, _CHUNK_ROWS)), spec):
+            bodies = [body for body in chunk.bodies if body is not None]
+            if len(bodies) < len(chunk.bodies):
+                raise ValueError("a row without a prompt has no request")
+            digests = list(map(_digest, bodies))
+            keys = list(map(_row_key, chunk.tags, digests))
+            ids = [tag[1:] for tag in chunk.tags]
+            lines = list(map(chunk.line, keys, bodies))
+            tokens = list(map(_guessed_tokens, bodies))
+            place = 0
+            for model, run in groupby(chunk.models) if rows.models else ((None, bodies),):
+                end = place + sum(1 for _ in run)
+                yield Requests(model, keys, ids, digests, lines, tokens).part(place, end)
+                place = end
 
 
 def _digest(body: bytes) -> bytes:
@@ -299,11 +363,9 @@ def _guessed_tokens(body: bytes) -> int:
     return len(body) // _BYTES_PER_TOKEN + 1
 
 
-def _row_key(tag: str, body: bytes) -> bytes:
-    # The length comes first, so that no id can borrow bytes from the body behind it.
-    encoded = tag.encode()
-    head = len(encoded).to_bytes(8, "little")
-    return blake2b(head + encoded + body, digest_size=_DIGEST_BYTES).digest()
+def _row_key(tag: str, digest: bytes) -> bytes:
+    # The digest has a fixed size, so that no id can borrow bytes from the one behind it.
+    return blake2b(tag.encode() + digest, digest_size=_DIGEST_BYTES).digest()
 
 
 def _take(column: pa.Array, positions: pa.Array) -> pa.Array:
@@ -312,25 +374,42 @@ def _take(column: pa.Array, positions: pa.Array) -> pa.Array:
     return column.take(positions)
 
 
-def _bodies(rows: Rows, spec: Spec) -> Iterator[tuple[str, _Renderer, bytes | None]]:
-    """Each row's id with its type's letter, what renders it, and its body; None without prompt."""
-    # The type is part of an id: the integer 1 and the text "1" are different rows.
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows that are Python objects now: each list has one entry per row."""
+
+    #: The id with its type's letter: the integer 1 and the text "1" are different rows.
+    tags: list[str]
+    #: None where there is no prompt.
+    bodies: list[bytes | None]
+    #: The row's own model, or None where the spec names one for all.
+    models: Iterable[str | None]
+    #: A row key and a body -> the line.
+    line: Callable[[bytes, bytes], bytes]
+    #: Bytes of a line beside its body.
+    envelope_bytes: int
+
+
+def _chunks(rows: Rows, spec: Spec) -> Iterator[_Chunk]:
     letter = "i" if pa.types.is_integer(rows.ids.type) else "s"
-    renderers: dict[str | None, _Renderer] = {}
+    shared = _Renderer(spec, None)
+    renderers = {None: shared} | {model: _Renderer(spec, model) for model in _distinct(rows.models)}
     for start in range(0, len(rows), _CHUNK_ROWS):
         ids = pc.cast(rows.ids.slice(start, _CHUNK_ROWS), pa.string()).to_pylist()
         prompts = rows.prompts.slice(start, _CHUNK_ROWS).to_pylist()
-        for id_, prompt, model, fields in zip(
-            ids,
-            prompts,
-            _own(rows.models, start),
-            _own(rows.fields, start),
-            strict=False,  # those that are the same for all rows do not end
-        ):
-            renderer = renderers.get(model)
-            if renderer is None:
-                renderer = renderers[model] = _Renderer(spec, model)
-            yield letter + id_, renderer, None if prompt is None else renderer.body(prompt, fields)
+        models = _own(rows.models, start)
+        if rows.models is None and rows.fields is None:
+            render = shared.body
+            bodies = [None if prompt is None else render(prompt, None) for prompt in prompts]
+        else:
+            # Those that are the same for all rows do not end.
+            own = zip(prompts, models, _own(rows.fields, start), strict=False)
+            bodies = [
+                None if prompt is None else renderers[model].body(prompt, fields)
+                for prompt, model, fields in own
+            ]
+        tags = [letter + text for text in ids]
+        yield _Chunk(tags, bodies, models, shared.line, shared.envelope_bytes)
 
 
 def _own(column: pa.Array | None, start: int) -> Iterable[Any]:

@@ -4,10 +4,11 @@ A shard is a run of requests in the frame's order; cutting keeps every request o
 The limits are the provider's, with their sources, and the smaller ones that serve better.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from batchframe.core.requests import Request
+from batchframe.core.requests import Requests
 from batchframe.errors import ParameterError
 
 __all__ = ["MAX_FILE_BYTES", "MAX_FILE_REQUESTS", "Limits", "cut_shards"]
@@ -59,7 +60,7 @@ class Limits:
             raise ParameterError(f"Limits(reconcile_seconds={seconds!r}) must be 0 or more.")
 
 
-def cut_shards(requests: Iterable[Request], limits: Limits) -> Iterator[list[Request]]:
+def cut_shards(chunks: Iterable[Requests], limits: Limits) -> Iterator[Requests]:
     """Cut requests into shards, as few as a single pass in order allows.
 
     Each shard holds at most `max_requests` requests, `max_bytes` bytes and, where that is given,
@@ -68,23 +69,27 @@ def cut_shards(requests: Iterable[Request], limits: Limits) -> Iterator[list[Req
     itself: the estimate is cautious, and the provider decides. One that alone exceeds the bytes is
     the caller's to refuse before anything is cut.
     """
-    shard: list[Request] = []
-    n_bytes = n_tokens = 0
-    for request in requests:
-        over = (
-            len(shard) == limits.max_requests
-            or (bool(shard) and request.model != shard[0].model)
-            or n_bytes + len(request.line) > limits.max_bytes
-            or (
-                limits.max_enqueued_tokens is not None
-                and n_tokens + request.n_tokens > limits.max_enqueued_tokens
-            )
-        )
-        if shard and over:
-            yield shard
-            shard, n_bytes, n_tokens = [], 0, 0
-        shard.append(request)
-        n_bytes += len(request.line)
-        n_tokens += request.n_tokens
-    if shard:
-        yield shard
+    most_tokens = limits.max_enqueued_tokens or math.inf
+    parts: list[Requests] = []
+    n = n_bytes = n_tokens = 0
+    for chunk in chunks:
+        start = 0
+        if n and chunk.model != parts[0].model:
+            yield Requests.joined(parts)
+            parts, n, n_bytes, n_tokens = [], 0, 0, 0
+        for place, (size, tokens) in enumerate(
+            zip(map(len, chunk.lines), chunk.n_tokens, strict=True)
+        ):
+            if n and (
+                n == limits.max_requests
+                or n_bytes + size > limits.max_bytes
+                or n_tokens + tokens > most_tokens
+            ):
+                yield Requests.joined([*parts, chunk.part(start, place)])
+                parts, start, n, n_bytes, n_tokens = [], place, 0, 0, 0
+            n += 1
+            n_bytes += size
+            n_tokens += tokens
+        parts.append(chunk.part(start, len(chunk)))
+    if n:
+        yield Requests.joined(parts)

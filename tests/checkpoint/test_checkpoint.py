@@ -35,7 +35,7 @@ from batchframe.core.batches import (
     UploadStarted,
     Usage,
 )
-from batchframe.core.requests import Rows, render_requests
+from batchframe.core.requests import Requests, Rows, render_requests
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.spec import Account, Spec
 from batchframe.emulator import JumpClock
@@ -96,8 +96,8 @@ def reopened(path):
 def some_requests(*prompts, spec=SPEC):
     ids = pa.array([f"row {i}" for i in range(len(prompts))])
     positions = pa.array(range(len(prompts)), pa.int64())
-    return list(
-        render_requests(Rows(ids=ids, prompts=pa.array(prompts, pa.string())), positions, spec)
+    return Requests.joined(
+        [*render_requests(Rows(ids=ids, prompts=pa.array(prompts, pa.string())), positions, spec)]
     )
 
 
@@ -228,7 +228,7 @@ def test_a_frozen_shard_is_the_exact_bytes_of_its_lines(open_checkpoint, path):
     frozen = checkpoint.shards[number].frozen
     assert (frozen.n_requests, frozen.n_bytes, frozen.round) == (2, len(data), 2)
     assert frozen.sha256 == sha256(data).hexdigest()
-    assert frozen.n_tokens == requests[0].n_tokens + requests[1].n_tokens
+    assert frozen.n_tokens == sum(requests.n_tokens)
     names = [shard_file(path, number, requests, kind).name for kind in ("jsonl", "parquet")]
     assert files(path / "shards") == names
 
@@ -283,7 +283,7 @@ def test_a_shard_that_was_written_but_not_committed_is_written_anew(open_checkpo
     requests = some_requests("kept")
     assert checkpoint.freeze(requests, round_=0) == 0
     with checkpoint.input_file(0) as file:
-        assert file.read() == requests[0].line
+        assert file.read() == requests.lines[0]
     assert checkpoint.requests(0).num_rows == 1
 
 

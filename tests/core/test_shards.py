@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.requests import Request
+from batchframe.core.requests import Requests
 from batchframe.core.shards import MAX_FILE_BYTES, MAX_FILE_REQUESTS, Limits, cut_shards
 from batchframe.errors import ParameterError
 
 
 def a_request(number=0, n_bytes=10, n_tokens=1):
-    return Request(number.to_bytes(16, "big"), str(number), bytes(16), b"x" * n_bytes, n_tokens)
+    row_key = number.to_bytes(16, "big")
+    return Requests(None, [row_key], [str(number)], [bytes(16)], [b"x" * n_bytes], [n_tokens])
 
 
 def sizes(shards):
@@ -21,11 +22,11 @@ def sizes(shards):
 
 
 def n_bytes(shard):
-    return sum(len(request.line) for request in shard)
+    return sum(map(len, shard.lines))
 
 
 def n_tokens(shard):
-    return sum(request.n_tokens for request in shard)
+    return sum(shard.n_tokens)
 
 
 # Cutting
@@ -91,7 +92,9 @@ LIMITS = st.builds(
 def test_cutting_keeps_every_request_once_in_order_within_every_limit(weights, limits):
     requests = [a_request(i, *weight) for i, weight in enumerate(weights)]
     shards = list(cut_shards(requests, limits))
-    assert [request for shard in shards for request in shard] == requests
+    assert [request for shard in shards for request in shard] == [
+        request for chunk in requests for request in chunk
+    ]
     most_tokens = math.inf if limits.max_enqueued_tokens is None else limits.max_enqueued_tokens
     for shard in shards:
         assert 1 <= len(shard) <= limits.max_requests
@@ -105,7 +108,7 @@ def test_no_shard_has_room_for_the_request_that_begins_the_next(weights, limits)
     shards = list(cut_shards(requests, limits))
     most_tokens = math.inf if limits.max_enqueued_tokens is None else limits.max_enqueued_tokens
     for shard, following in pairwise(shards):
-        longer = [*shard, following[0]]
+        longer = Requests.joined([shard, following.part(0, 1)])
         assert (
             len(longer) > limits.max_requests
             or n_bytes(longer) > limits.max_bytes

@@ -237,10 +237,10 @@ def test_after_a_commit_whose_directory_could_not_be_flushed_the_disk_is_blamed(
     spec = Spec(model="gpt-4o-mini", account=account)
     disk = SickDisk(frozenset({"flush directory"}), errno.EIO, nth=1000, once=True)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint", spec, disk, clock)
-    requests = render_requests(
+    (requests,) = render_requests(
         Rows(ids=pa.array([0]), prompts=pa.array(["question"])), pa.array([0]), spec
     )
-    shards = [checkpoint.freeze(list(requests), round_=round_) for round_ in range(2)]
+    shards = [checkpoint.freeze(requests, round_=round_) for round_ in range(2)]
 
     disk.fail_next()
     try:
