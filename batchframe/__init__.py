@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Rates
     from batchframe.core.shards import Limits
-    from batchframe.core.usage import Usage
+    from batchframe.frames.usage import Usage
 
 __all__ = [
     "AccountMismatchError",
@@ -95,7 +95,7 @@ _HEAVY = {
     "Estimate": "batchframe.core.estimates",
     "Limits": "batchframe.core.shards",
     "Rates": "batchframe.core.prices",
-    "Usage": "batchframe.core.usage",
+    "Usage": "batchframe.frames.usage",
 }
 
 for _library in ("pandas", "polars"):

@@ -32,6 +32,8 @@ __all__ = [
 
 #: The shortest time between two looks at a batch, in seconds, and the longest: its window.
 SHORTEST_POLL, _LONGEST_POLL = 0.01, 86_400
+#: Dimensions that a vector may have: far beyond any model's (OpenAI's have 3,072, 2026-08).
+_LONGEST_VECTOR = 65_536
 #: Directory under the working directory in which checkpoints are found by their spec.
 _HOME = ".batchframe"
 #: The endpoints that answer prompts with text.
@@ -156,8 +158,10 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         "must be text, without half characters (lone surrogates), or None",
     ),
     "dimensions": (
-        lambda value: value is None or (_is_count(value) and bool(value)),
-        "must be a whole number from 1 upwards, or None",
+        lambda value: (
+            value is None or (_is_count(value) and 1 <= value <= _LONGEST_VECTOR)  # type: ignore[operator]
+        ),
+        f"must be a whole number from 1 to {_LONGEST_VECTOR:,}, or None",
     ),
     "endpoint": (
         lambda value: isinstance(value, str) and value in _ENDPOINTS,

@@ -28,7 +28,7 @@ from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys, s
 from batchframe.core.retries import latest, unfinished
 from batchframe.core.shards import Limits, cut_shards
 from batchframe.core.spec import Spec
-from batchframe.core.usage import Difference, Usage, usage_of, used
+from batchframe.core.usage import Difference, added_up, used
 from batchframe.errors import RowError
 
 __all__ = [
@@ -87,9 +87,10 @@ def check_types_of_ids(rows: Rows, positions: pa.Array, checkpoint: Checkpoint) 
     """Raise RowError if rows to be sent were sent before under ids of the other type."""
     new = rows.take(positions)
     other, has_other = _as_other_type(new.ids)
-    ids = new.ids.filter(has_other)
-    others = replace(new.take(pc.indices_nonzero(has_other)), ids=other.filter(has_other))
-    keys = row_keys(others, checkpoint.spec).keys
+    chosen = pc.indices_nonzero(has_other)
+    others = new.take(chosen)
+    ids = others.ids
+    keys = row_keys(replace(others, ids=other.take(chosen)), checkpoint.spec).keys
     sent = [
         checkpoint.requests(number)["row_key"]
         for number, shard in checkpoint.shards.items()
@@ -295,8 +296,10 @@ def _known(checkpoint: Checkpoint) -> Known:
     return Known(input_ratio=n_input / n_guessed, output_mean=n_output / n_answers)
 
 
-def usage_in(checkpoint: Checkpoint, *, prices: Prices | None, digits: int) -> Usage:
-    """What all requests of a checkpoint used, and which batches do not add up."""
+def usage_in(
+    checkpoint: Checkpoint, prices: Prices | None
+) -> tuple[pa.Table, tuple[Difference, ...]]:
+    """What all requests of a checkpoint used, as `added_up` has it; and what does not add up."""
     parts, differences = [], []
     for number in checkpoint.collected():
         state = checkpoint.shards[number].state
@@ -312,4 +315,4 @@ def usage_in(checkpoint: Checkpoint, *, prices: Prices | None, digits: int) -> U
             differences.append(
                 Difference(batch_id=batch.batch_id, rows=state.results.usage, batch=batch.usage)
             )
-    return usage_of(parts, differences=differences, digits=digits)
+    return added_up(parts), tuple(differences)

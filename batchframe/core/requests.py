@@ -254,8 +254,15 @@ def encode_fields(values: Mapping[str, tuple[Any, str]]) -> bytes | None:
 
 
 def _whole(value: Any) -> Any:
-    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
-    return int(value) if is_whole else value
+    match value:
+        case float() if value.is_integer() and abs(value) < 2**53:
+            return int(value)
+        case dict():
+            return {name: _whole(item) for name, item in value.items()}
+        case list():
+            return [_whole(item) for item in value]
+        case _:
+            return value
 
 
 def _without_nulls(value: Any) -> Any:

@@ -6,8 +6,6 @@ All tries count: what a row was billed for twice stands here twice, as on the pr
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from html import escape
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,11 +13,14 @@ import pyarrow.compute as pc
 from batchframe.core.batches import Usage as Tokens
 from batchframe.core.prices import Prices, kinds_usd, standard_usd
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
-
-__all__ = ["Difference", "Usage", "prompt_and_completion_usd", "usage_of", "used"]
+__all__ = [
+    "CATEGORIES",
+    "TOTAL",
+    "Difference",
+    "added_up",
+    "prompt_and_completion_usd",
+    "used",
+]
 
 _USED = pa.schema(
     [
@@ -31,15 +32,16 @@ _USED = pa.schema(
         ("standard_usd", pa.float64()),
     ]
 )
-#: The categories of a model, in order, and which of them are parts of the one before.
-_CATEGORIES = {
+#: The categories of a model, in order, and whether each is a part of one before.
+CATEGORIES = {
     "prompt": False,
     "cached": True,
     "cache writes": True,
     "completion": False,
     "reasoning": True,
 }
-_TOTAL = "total"
+#: The category of all of them together.
+TOTAL = "total"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,92 +53,6 @@ class Difference:
     rows: Tokens
     #: What the batch itself says.
     batch: Tokens
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Tokens and dollars, by model and category; `print` it, or show it in a notebook."""
-
-    #: `model`, `category`, `tokens`, `cost_usd`, `requests`, `standard_usd`: one row for each model
-    #: and category, and one for its "total", which alone has requests and the standard price.
-    #: "cached" and "cache writes" are parts of "prompt", and "reasoning" of "completion".
-    table: pa.Table
-    #: Batches that the provider counts otherwise.
-    differences: tuple[Difference, ...] = ()
-    #: Digits of dollars in print.
-    digits: int = 6
-
-    @property
-    def cost_usd(self) -> float | None:
-        """What all of it costs, in US dollars, or None where a price is unknown."""
-        return self._sum("cost_usd")
-
-    @property
-    def saved_usd(self) -> float | None:
-        """What the same would cost more outside of batches, or None where a price is unknown."""
-        standard, cost = self._sum("standard_usd"), self.cost_usd
-        return None if standard is None or cost is None else standard - cost
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """The table as a pandas DataFrame."""
-        frame: pd.DataFrame = self.table.to_pandas()
-        return frame
-
-    def to_polars(self) -> "pl.DataFrame":
-        """The table as a Polars DataFrame."""
-        import polars as pl
-
-        return pl.DataFrame(self.table)
-
-    def __repr__(self) -> str:
-        """A table for a terminal."""
-        return "\n".join([str(self._pretty()), *self._notes()])
-
-    def _repr_html_(self) -> str:
-        """A table for a notebook."""
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
-        return f"{self._pretty().get_html_string()}{notes}"
-
-    def _totals(self) -> pa.Table:
-        return self.table.filter(pc.equal(self.table["category"], _TOTAL))
-
-    def _sum(self, name: str) -> float | None:
-        column = self._totals()[name]
-        return None if column.null_count else float(pc.sum(column).as_py() or 0.0)
-
-    def _pretty(self) -> Any:
-        from prettytable import PrettyTable
-
-        pretty = PrettyTable(["Model", "Category", "Tokens", "Price"])
-        pretty.align.update({"Model": "l", "Category": "l", "Tokens": "r", "Price": "r"})
-        for row in self.table.to_pylist():
-            category, is_total = row["category"], row["category"] == _TOTAL
-            words = f"  {category}" if _CATEGORIES.get(category) else category.capitalize()
-            price = _shown(row["cost_usd"], self.digits)
-            model = row["model"] if category == "prompt" else ""
-            pretty.add_row([model, words, f"{row['tokens']:,}", price], divider=is_total)
-        return pretty
-
-    def _notes(self) -> list[str]:
-        n_requests = pc.sum(self._totals()["requests"]).as_py() or 0
-        saved = self.saved_usd
-        notes = [
-            f"{n_requests:,} requests, {_shown(self.cost_usd, self.digits)}"
-            + ("" if saved is None else f"; {_shown(saved, self.digits)} saved by batches")
-        ]
-        notes += [
-            f"{one.batch_id}: its rows add up to {_tokens(one.rows)}, it says {_tokens(one.batch)}"
-            for one in self.differences
-        ]
-        return notes
-
-
-def _shown(dollars: float | None, digits: int) -> str:
-    return "unknown" if dollars is None else f"${dollars:,.{digits}f}"
-
-
-def _tokens(usage: Tokens) -> str:
-    return f"{usage.input_tokens:,} input and {usage.output_tokens:,} output tokens"
 
 
 def used(table: pa.Table, *, model: str, at: datetime, prices: Prices | None) -> pa.Table:
@@ -175,7 +91,7 @@ def used(table: pa.Table, *, model: str, at: datetime, prices: Prices | None) ->
         for category, (name, cost) in by_category.items()
     ]
     total = pc.add(_counts(table, "input_tokens"), _counts(table, "output_tokens"))
-    whole = [names, pa.repeat(_TOTAL, len(table)), total, table["cost_usd"], one, standard]
+    whole = [names, pa.repeat(TOTAL, len(table)), total, table["cost_usd"], one, standard]
     parts.append(pa.table(whole, schema=_USED))
     return _grouped(pa.concat_tables(parts))
 
@@ -193,21 +109,16 @@ def _prompt_and_completion(
     return pc.add(pc.add(kinds["input"], kinds["cached"]), kinds["cache_write"]), kinds["output"]
 
 
-def usage_of(
-    parts: Sequence[pa.Table], *, differences: Sequence[Difference] = (), digits: int = 6
-) -> Usage:
-    """The usage of all batches together, the models sorted by name."""
+def added_up(parts: Sequence[pa.Table]) -> pa.Table:
+    """The usage of all batches together, by model and category, the models sorted by name."""
     table = _grouped(pa.concat_tables(parts)) if parts else _USED.empty_table()
-    order = [*_CATEGORIES, _TOTAL]
-    place = pc.index_in(table["category"], value_set=pa.array(order))
+    place = pc.index_in(table["category"], value_set=pa.array([*CATEGORIES, TOTAL]))
     table = table.append_column("place", place)
     table = table.sort_by([("model", "ascending"), ("place", "ascending")]).drop_columns("place")
     # Of what was never reported there is nothing to say.
-    rare = pa.array([name for name, is_part in _CATEGORIES.items() if is_part])
+    rare = pa.array([name for name, is_part in CATEGORIES.items() if is_part])
     is_idle = pc.and_(pc.is_in(table["category"], value_set=rare), pc.equal(table["tokens"], 0))
-    return Usage(
-        table=table.filter(pc.invert(is_idle)), differences=tuple(differences), digits=digits
-    )
+    return table.filter(pc.invert(is_idle))
 
 
 def _grouped(table: pa.Table) -> pa.Table:

@@ -17,7 +17,9 @@ _FLOAT_BYTES = 4
 
 def vector_type(n_dimensions: int | None) -> pa.DataType:
     """The type of a column of vectors: of a fixed size where it was asked for."""
-    return pa.list_(pa.float32(), -1 if n_dimensions is None else n_dimensions)
+    if n_dimensions is None:  # by 64 bits: a million vectors of a large model have 2**31 floats
+        return pa.large_list(pa.float32())
+    return pa.list_(pa.float32(), n_dimensions)
 
 
 def read_vectors(
@@ -44,8 +46,8 @@ def read_vectors(
             values.extend(vector)
     floats = pa.Array.from_buffers(pa.float32(), len(values), [None, pa.py_buffer(values)])
     if n_dimensions is None:
-        ends = pa.array([*offsets, len(values)], pa.int32())
-        return pa.ListArray.from_arrays(ends, floats), reasons
+        ends = pa.array([*offsets, len(values)], pa.int64())
+        return pa.LargeListArray.from_arrays(ends, floats), reasons
     vectors = pa.FixedSizeListArray.from_arrays(floats, n_dimensions)
     places = [None if start is None else start // n_dimensions for start in offsets]
     return vectors.take(pa.array(places, pa.int64())), reasons

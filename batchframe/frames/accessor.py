@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Prices
     from batchframe.core.shards import Limits
-    from batchframe.core.usage import Usage
+    from batchframe.frames.usage import Usage
 
 __all__ = [
     "OpenAIBatch",
@@ -751,9 +751,11 @@ def usage(
     """
     check_values(output=output, prices=prices, digits=digits)
     if isinstance(source, str | Path):
+        from batchframe.frames.usage import Usage
         from batchframe.plans import usage_in
 
-        return usage_in(read_checkpoint(source), prices=prices, digits=digits)
+        table, differences = usage_in(read_checkpoint(source), prices)
+        return Usage(table=table, differences=differences, digits=digits)
     return usage_in_frame(source, output=output, model=model, prices=prices, digits=digits)
 
 

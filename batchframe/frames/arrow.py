@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels"]
+__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels", "objects"]
 
 
 def labels(table: pa.Table) -> list[Hashable]:
@@ -34,6 +34,11 @@ def lists(table: pa.Table, label: Hashable) -> list[Any] | None:
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
     return chunks.to_pylist() if is_nested else None
+
+
+def objects(table: pa.Table, label: Hashable) -> list[Any] | None:  # noqa: ARG001 - pandas has some
+    """None: the values of a column have one type."""
+    return None
 
 
 def new_labels(columns: pa.Table) -> list[str]:

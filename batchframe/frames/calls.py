@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from batchframe.core.requests import Rows
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Account, Spec
-    from batchframe.core.usage import Usage
+    from batchframe.frames.usage import Usage
 
 __all__ = [
     "EMBEDDINGS",
@@ -262,7 +262,14 @@ def _question(
 
     def read(adapter: "_Adapter") -> "pa.Array":
         if template is not None:
-            prompts = inputs.rendered(fields, lambda name: adapter.column(frame, name))
+            prompts = inputs.rendered(
+                fields,
+                lambda name: (
+                    adapter.column(frame, name)
+                    if (values := adapter.objects(frame, name)) is None
+                    else values
+                ),
+            )
         elif (lists := adapter.lists(frame, prompt_col)) is not None:
             if pictures:
                 raise ParameterError(
@@ -279,7 +286,7 @@ def _question(
             prompts = inputs.prompts(adapter.column(frame, prompt_col), prompt_col)
         if not pictures:
             return prompts
-        columns = [(label, adapter.column(frame, label)) for label in pictures]
+        columns = [(label, _values(adapter, frame, label)) for label in pictures]
         return inputs.with_images(prompts, columns, endpoint)
 
     asked = [prompt_col] if template is None else [name for _, name in fields if name is not None]
@@ -367,12 +374,13 @@ def _rows(
     if nulls == "raise":
         asked = [label for label, role in call.question.columns if role != "images"]
         inputs.check_nulls(prompts, asked)
+    own = _own_of_rows(adapter, frame, call.own, prompts)
     ids = (
-        inputs.numbers(prompts)
+        inputs.numbers(prompts, *own.values())
         if id_col is None
         else inputs.ids(adapter.column(frame, id_col), id_col)
     )
-    return Rows(ids=ids, prompts=prompts, **_own_of_rows(adapter, frame, call.own, prompts))
+    return Rows(ids=ids, prompts=prompts, **own)
 
 
 def estimated(
@@ -435,15 +443,19 @@ def _found(checkpoint: str | Path | None, spec: "Spec") -> "Checkpoint | None":
     return there
 
 
+def _values(adapter: "_Adapter", frame: Any, label: Hashable) -> Sequence[object]:
+    """A column as Python values, each as it is; None where one is missing."""
+    values = adapter.objects(frame, label)
+    if values is None:
+        values = adapter.lists(frame, label)
+    return adapter.column(frame, label).to_pylist() if values is None else values
+
+
 def _own_of_rows(
     adapter: "_Adapter", frame: Any, own: Mapping[str, Column], prompts: "pa.Array"
 ) -> dict[str, Any]:
     """Models and fields of `Rows`, out of their columns."""
     from batchframe.frames import inputs
-
-    def values(label: Hashable) -> Sequence[object]:
-        lists = adapter.lists(frame, label)
-        return adapter.column(frame, label).to_pylist() if lists is None else lists
 
     found: dict[str, Any] = {}
     fields = {name: column.label for name, column in own.items() if name != "model"}
@@ -451,7 +463,7 @@ def _own_of_rows(
         label = own["model"].label
         found["models"] = inputs.models(adapter.column(frame, label), label, prompts)
     if fields:
-        columns = {name: (label, values(label)) for name, label in fields.items()}
+        columns = {name: (label, _values(adapter, frame, label)) for name, label in fields.items()}
         found["fields"] = inputs.own_fields(columns, prompts)
     return found
 
@@ -507,8 +519,9 @@ def usage_in_frame(
 
     from batchframe.clock import SystemClock
     from batchframe.core.prices import usage_table
-    from batchframe.core.usage import usage_of, used
+    from batchframe.core.usage import added_up, used
     from batchframe.frames import inputs
+    from batchframe.frames.usage import Usage
 
     adapter = _adapter(frame)
     labels, index = adapter.labels(frame), adapter.index_names(frame)
@@ -531,7 +544,8 @@ def usage_in_frame(
     idle = pc.and_(pc.is_null(table["input_tokens"]), pc.equal(table["cost_usd"], 0.0))
     table = table.filter(pc.invert(pc.fill_null(idle, fill_value=False)))
     at = datetime.fromtimestamp(SystemClock().now(), UTC)
-    return usage_of([used(table, model=model or "", at=at, prices=prices)], digits=digits)
+    parts = [used(table, model=model or "", at=at, prices=prices)]
+    return Usage(table=added_up(parts), digits=digits)
 
 
 def _one_model(model: object) -> str | None:
@@ -586,6 +600,8 @@ class _Adapter(Protocol):
     def column(self, frame: Any, label: Hashable) -> "pa.Array": ...
 
     def lists(self, frame: Any, label: Hashable) -> list[Any] | None: ...
+
+    def objects(self, frame: Any, label: Hashable) -> list[Any] | None: ...
 
     def new_labels(self, columns: "pa.Table") -> list[str]: ...
 

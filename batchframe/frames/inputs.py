@@ -8,7 +8,12 @@ mistake costs money here.
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from datetime import date, time
+from decimal import Decimal
+from numbers import Number
 from string import Formatter
+from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -137,53 +142,54 @@ def template_fields(template: str) -> list[tuple[str, str | None]]:
 
 
 def rendered(
-    fields: Sequence[tuple[str, str | None]], column_of: Callable[[str], pa.Array]
+    fields: Sequence[tuple[str, str | None]], values_of: Callable[[str], pa.Array | list[Any]]
 ) -> pa.Array:
-    """Strings, one per row: the template with the row's values; null where one of them is null.
+    """Strings, one per row: the template with the row's values.
+
+    Null where one of them is null, and where nothing comes of them.
 
     Numbers, dates and the like stand as Python prints them.
     """
-    columns = {name: _as_text(column_of(name), name) for _, name in fields if name is not None}
+    columns = {name: _as_text(values_of(name), name) for _, name in fields if name is not None}
     pieces: list[pa.Array | pa.Scalar] = []
     for literal, name in fields:
         pieces.append(pa.scalar(literal, pa.large_string()))
         if name is not None:
             pieces.append(columns[name])
-    return pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
+    text = pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
+    return pc.if_else(pc.equal(pc.binary_length(text), 0), pa.scalar(None, text.type), text)
 
 
 def with_images(
-    prompts: pa.Array, columns: Sequence[tuple[Hashable, pa.Array]], endpoint: str
+    prompts: pa.Array, columns: Sequence[tuple[Hashable, Sequence[object]]], endpoint: str
 ) -> pa.Array:
     """Binary, one per row: the JSON of each prompt and its images; null where the prompt is null.
 
     Args:
         prompts: Strings.
-        columns: Label and values of each column of images: URLs, paths or bytes; null for none.
+        columns: Label and values, one per row, of each column of images: URLs, paths or bytes;
+            None for none.
         endpoint: Where they go.
 
     Raises:
         ColumnError: a column holds something else.
         RowError: a file cannot be read, or something is no image.
     """
-    plain = []
-    for label, column in columns:
-        values = _plain(column)
-        kind = values.type
-        if not (_is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind)):
-            raise ColumnError(
-                f"Column {label!r} holds {kind}, and images are URLs, paths or bytes: "
-                f"{_examples(values, pc.indices_nonzero(pc.is_valid(values)))}."
-            )
-        plain.append((label, values))
+    for label, values in columns:
+        for row, value in enumerate(values):
+            if not isinstance(value, str | bytes | None):
+                raise ColumnError(
+                    f"Column {label!r} holds values that are none: images are URLs, paths or "
+                    f"bytes, and it has {_short(value)} in row {row}."
+                )
 
     def encoded(row: int, prompt: str | None) -> bytes | None:
         if prompt is None:
             return None
         urls = [
             image_url(value, f"Row {row} of column {label!r}")
-            for label, values in plain
-            if (value := values[row].as_py())
+            for label, values in columns
+            if isinstance(value := values[row], str | bytes) and value
         ]
         return encode_parts(prompt, urls, endpoint)
 
@@ -253,14 +259,16 @@ def check_nulls(prompts: pa.Array, labels: Sequence[Hashable]) -> None:
         )
 
 
-def numbers(prompts: pa.Array) -> pa.Array:
-    """Ids for rows without any, int64, one per row: which of the rows with this prompt it is.
+def numbers(*asked: pa.Array) -> pa.Array:
+    """Ids for rows without any, int64, one per row: which of the rows that ask the same it is.
 
-    From 0; so a row keeps its id wherever it stands, and equal rows are told apart.
+    From 0; so a row keeps its id wherever it stands, and equal rows are told apart. `asked` is all
+    that a row asks, each with one entry per row: its prompt, its model, its fields.
     """
-    seen: Counter[int | None] = Counter()
+    seen: Counter[tuple[int | None, ...]] = Counter()
     ids = []
-    for code in prompts.dictionary_encode().indices.to_pylist():
+    codes = (column.dictionary_encode().indices.to_pylist() for column in asked)
+    for code in zip(*codes, strict=True):
         ids.append(seen[code])
         seen[code] += 1
     return pa.array(ids, pa.int64())
@@ -322,12 +330,26 @@ def _time_as_text(column: pa.Array) -> pa.Array:
     return pc.binary_join_element_wise(text, ending, pa.scalar("", pa.large_string()))
 
 
-def _as_text(column: pa.Array, label: str) -> pa.Array:
+#: Python values that stand in a template as they are printed.
+_PRINTED = (str, Number, Decimal, UUID, date, time)
+
+
+def _as_text(column: pa.Array | list[Any], label: str) -> pa.Array:
+    if isinstance(column, list):  # of any types, and so each as it is
+        for row, value in enumerate(column):
+            if value is not None and not isinstance(value, _PRINTED):
+                raise ColumnError(
+                    f"Column {label!r} of the template holds {_short(value)} in row {row}, a "
+                    f"{type(value).__name__}, which has no plain text. Make text of each first."
+                )
+        printed = [None if value is None else str(value) for value in column]
+        return pa.array(printed, pa.large_string())
     column = _plain(column)
     kind = column.type
     if _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
         return pc.cast(column, pa.large_string())
-    if pa.types.is_nested(kind) or _is_bytes(kind):
+    is_odd = isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, pa.UuidType)
+    if pa.types.is_nested(kind) or _is_bytes(kind) or is_odd or pa.types.is_duration(kind):
         raise ColumnError(
             f"Column {label!r} of the template holds {kind}, which has no plain text: "
             f"{_examples(column, pc.indices_nonzero(pc.is_valid(column)))}. {_way_to_text(kind)}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Hashable
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from batchframe.errors import ColumnError, RowError
 
-__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels"]
+__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels", "objects"]
 
 #: The dtypes of new columns beside NumPy and pandas' own: missing values stay missing, and
 #: integers stay integers.
@@ -56,6 +57,13 @@ def column(frame: pd.DataFrame, label: Hashable) -> pa.Array:
             f"Column {label!r} of dtype {series.dtype} cannot be read as values of one type: "
             f"{_examples(series)}. Cast it first: df[{label!r}] = df[{label!r}].astype(str)"
         ) from error
+    if pa.types.is_date(array.type) and any(isinstance(value, datetime) for value in series):
+        # Arrow would take the time of day off.
+        raise ColumnError(
+            f"Column {label!r} of dtype {series.dtype} has dates and times in one: "
+            f"{_examples(series)}. Make one type of them: df[{label!r}] = "
+            f"pd.to_datetime(df[{label!r}])"
+        )
     if isinstance(array, pa.ChunkedArray):
         if pa.types.is_string(array.type):  # whose 32 bits may be too few for all chunks together
             array = array.cast(pa.large_string())
@@ -77,6 +85,16 @@ def lists(frame: pd.DataFrame, label: Hashable) -> list[Any] | None:
     if not isinstance(first, list | tuple | np.ndarray):
         return None
     return list(series.where(known, None))
+
+
+def objects(frame: pd.DataFrame, label: Hashable) -> list[Any] | None:
+    """A column of Python objects, None where one is missing; None for columns of one type.
+
+    Arrow would give all of them one type: a whole number among fractions, a dict's keys among those
+    of other rows, so that what one row asks would depend on the others.
+    """
+    series = frame[label]
+    return list(series.where(series.notna(), None)) if series.dtype == object else None
 
 
 def new_labels(columns: pa.Table) -> list[str]:

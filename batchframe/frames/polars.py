@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from batchframe.errors import ColumnError
 
-__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels"]
+__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels", "objects"]
 
 
 def labels(frame: pl.DataFrame) -> list[Hashable]:
@@ -47,6 +47,11 @@ def lists(frame: pl.DataFrame, label: Hashable) -> list[Any] | None:
     """A column of lists as Python values, None where one is null; None for other columns."""
     series = frame.get_column(str(label))
     return series.to_list() if isinstance(series.dtype, pl.List | pl.Array) else None
+
+
+def objects(frame: pl.DataFrame, label: Hashable) -> list[Any] | None:  # noqa: ARG001 - pandas has some
+    """None: the values of a column have one type."""
+    return None
 
 
 def new_labels(columns: pa.Table) -> list[str]:

@@ -79,7 +79,7 @@ def test_the_columns_are_typed_whatever_comes_back(embed, texts, dimensions, kin
 def test_a_table_has_typed_vectors_without_any_answer(embed):
     table = pa.table({"id": ["a"], "text": pa.array([None], pa.string())})
     assert embed(table, dimensions=4)["embedding"].type == pa.list_(pa.float32(), 4)
-    assert embed(table)["embedding"].type == pa.list_(pa.float32())
+    assert embed(table)["embedding"].type == pa.large_list(pa.float32())
 
 
 def test_pandas_has_arrays_of_32_bit_floats_that_survive_parquet(embed, tmp_path):
@@ -176,3 +176,8 @@ def test_the_accessor_and_rows_without_ids(embed, client, checkpoint, monkeypatc
     frame = pl.DataFrame({"text": ["a", "b", "a"]})
     out = frame.openai_batch.embed("text", model=MODEL, dimensions=2, client=client, progress=False)
     assert out["embedding"].to_list() == [expected(text, 2) for text in "aba"]
+
+
+def test_a_vector_has_a_size_that_there_may_be(embed):
+    with pytest.raises(bf.ParameterError, match=r"dimensions=8589934592 must be .* to 65,536"):
+        embed(pl.DataFrame({"id": [1], "text": ["x"]}), dimensions=2**33)

@@ -93,7 +93,9 @@ def test_what_is_no_image_is_refused_with_its_row(frames, complete, calls, check
             complete(frame, images="picture")
         assert "password" not in str(caught.value)
     frame = frames.make({"id": [1], "prompt": ["a"], "picture": [7]})
-    with pytest.raises(bf.ColumnError, match="images are URLs, paths or bytes: 7 in row 0"):
+    with pytest.raises(
+        bf.ColumnError, match="images are URLs, paths or bytes, and it has 7 in row 0"
+    ):
         complete(frame, images="picture")
     with pytest.raises(bf.ColumnError, match=r"no column 'pictures' for images\. Did you mean"):
         complete(frame, images="pictures")
@@ -107,3 +109,9 @@ def test_lists_of_messages_hold_their_images_themselves(complete, calls):
     with pytest.raises(bf.ParameterError, match="hold their images themselves"):
         complete(frame, images="picture")
     assert calls() == {}
+
+
+def test_urls_and_bytes_may_stand_in_one_column_of_objects(complete, client):
+    frame = pd.DataFrame({"id": [1, 2], "prompt": ["a", "b"], "picture": ["https://x/y.png", PNG]})
+    out = complete(frame, images="picture")
+    assert out["completion_status"].tolist() == ["ok", "ok"]

@@ -283,3 +283,28 @@ def test_a_prompt_over_the_context_window_fails_alone(frames, complete):
         "context_length_exceeded: This model's maximum context length is 100 tokens."
     )
     frames.assert_frame_equal(again, out)
+
+
+# --- What one row asks does not depend on the others ----------------------------------------------
+
+
+def test_rows_without_ids_are_told_apart_by_all_that_they_ask(frames, complete, paid):
+    data = {"prompt": ["x", "x", "x"], "n": [50, 60, 70], "m": ["gpt-4o", "gpt-4o-mini", "gpt-4o"]}
+    frame = frames.make(data)
+    keywords = {"model": bf.col("m"), "max_completion_tokens": bf.col("n")}
+    complete(frame, "prompt", None, **keywords)
+    assert paid() == 3
+    complete(frames.rows(frame, [2, 0, 1]), "prompt", None, **keywords)
+    complete(frames.rows(frame, [1]), "prompt", None, **keywords)
+    assert paid() == 3
+
+
+def test_dicts_of_other_shapes_in_other_rows_change_nothing(complete, paid, client):
+    bias = [{"50": 1}, {"60": 2.5, "50": 2}, None]
+    frame = pd.DataFrame({"id": [1, 2, 3], "prompt": ["a", "b", "c"], "bias": bias})
+    complete(frame.iloc[:1], logit_bias=bf.col("bias"))
+    complete(frame, logit_bias=bf.col("bias"))
+    assert paid() == 3
+    assert sent(client)["b"]["logit_bias"] == {"60": 2.5, "50": 2}
+    complete(frame.iloc[::-1], logit_bias=bf.col("bias"))
+    assert paid() == 3
