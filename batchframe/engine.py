@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from hashlib import sha256
 from itertools import chain
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint, DownloadKind
 from batchframe.client import Provider, Unavailable
@@ -33,6 +34,7 @@ from batchframe.core.batches import (
     CreateRefused,
     CreateStarted,
     Creating,
+    Dropped,
     Ended,
     FileLost,
     FileUploaded,
@@ -52,6 +54,7 @@ from batchframe.core.batches import (
     next_action,
 )
 from batchframe.core.prices import Prices, priced
+from batchframe.core.queues import Queue
 from batchframe.core.results import collect_results, split_lines
 from batchframe.core.retries import (
     PASSING_REFUSALS,
@@ -62,6 +65,7 @@ from batchframe.core.retries import (
 )
 from batchframe.core.schedule import Load, admit
 from batchframe.core.shards import Limits
+from batchframe.core.spec import Account
 from batchframe.errors import (
     AccountMismatchError,
     AuthenticationError,
@@ -136,6 +140,10 @@ class Job:
     turned_away_alone: int = 0
     #: No other shard of ours is in its queue.
     alone: bool = False
+    #: It has more tokens than its queue takes at all, and is to be cut anew.
+    is_too_large: bool = False
+    #: Tokens of its answered prompts, as they were guessed and as they were.
+    usage: tuple[int, int] = (0, 0)
     #: What the next step waits for, for people; "" while all goes well.
     note: str = ""
     #: What ended the work on this shard for now.
@@ -157,13 +165,12 @@ class Job:
     @property
     def is_settled(self) -> bool:
         """True when there is nothing more to wait for."""
-        return self.error is not None or isinstance(self.state, Collected)
+        return self.error is not None or isinstance(self.state, Collected | Dropped)
 
     @property
     def queue(self) -> tuple[str, ...]:
         """Who pays, and for which model."""
-        account, model = self.checkpoint.spec.account, self.checkpoint.model_of(self.number)
-        return (account.base_url, account.organization or "", account.project or "", model)
+        return _queue_of(self.checkpoint.spec.account, self.checkpoint.model_of(self.number))
 
     @property
     def load(self) -> Load:
@@ -183,6 +190,13 @@ class Engine:
     _jobs: dict[tuple[int, int], Job] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _thread: threading.Thread | None = None
+    #: What is learned of the providers' queues, by account and model.
+    _queues: dict[tuple[str, ...], Queue] = field(default_factory=dict)
+
+    def room(self, account: Account, model: str, given: int | None) -> float | None:
+        """Guessed tokens that fit into the empty queue; None where no limit is known."""
+        with self._changed:
+            return self._queues.get(_queue_of(account, model), Queue()).room(given)
 
     def watch(
         self, owner: Hashable, checkpoint: Checkpoint, number: int, submission: Submission
@@ -237,7 +251,7 @@ class Engine:
     def wait(self, jobs: list[Job], *, seconds: float, look: Callable[[], None]) -> bool:
         """Wait until all jobs are settled, at most `seconds`; call `look` at each change.
 
-        `look` may add jobs to the list. Returns True when all are settled, and raises the first
+        `look` may change the list. Returns True when all are settled, and raises the first
         error among them at once.
         """
         deadline = self.clock.monotonic() + seconds
@@ -251,9 +265,9 @@ class Engine:
                 if not settled and left > 0:
                     # Woken at each step's end, and now and then for a signal such as Ctrl-C.
                     self._changed.wait(min(left, 0.2))
-            n_jobs = len(jobs)
+            before = list(jobs)
             look()
-            if left <= 0 or (settled and len(jobs) == n_jobs):
+            if left <= 0 or (settled and jobs == before):
                 return settled
 
     # The control thread
@@ -274,7 +288,9 @@ class Engine:
     def _decide(self, pool: ThreadPoolExecutor) -> None:
         while jobs := [job for job in self._jobs.values() if job.busy or not job.is_settled]:
             now = self.clock.monotonic()
-            for job in _startable(jobs, now):
+            for job in jobs:
+                job.is_too_large = _is_too_large(job, self._queues.get(job.queue, Queue()))
+            for job in _startable(jobs, now, self._queues):
                 job.alone = not any(
                     other is not job
                     and other.queue == job.queue
@@ -314,6 +330,7 @@ class Engine:
             error = reason
         with self._changed:
             job.busy = False
+            self._learn(job, before)
             job.error = error
             job.note = note
             job.due = self.clock.monotonic() + delay
@@ -321,6 +338,28 @@ class Engine:
                 job.since = None
             self._drop_if_idle(job)
             self._changed.notify_all()
+
+    def _learn(self, job: Job, before: State) -> None:
+        """What a step tells of the job's queue."""
+        queue = self._queues.get(job.queue, Queue())
+        match before, job.state:
+            case Ended(batch=batch), Planned() | Dropped():
+                n_live = sum(
+                    other.load.n_tokens
+                    for other in self._jobs.values()
+                    if other.queue == job.queue and isinstance(other.state, Creating | Live)
+                )
+                messages = [error.message for error in batch.errors]
+                queue = queue.refused(messages, n_live=n_live, n_shard=job.load.n_tokens)
+                if isinstance(job.state, Dropped):
+                    queue = queue.too_large(job.load.n_tokens)
+            case Creating(), Live():
+                queue = queue.accepted()
+            case Ended(), Collected():
+                queue = queue.used(*job.usage)
+            case _:
+                return
+        self._queues[job.queue] = queue
 
 
 @functools.cache
@@ -334,15 +373,37 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=default_engine.cache_clear)
 
 
-def _startable(jobs: list[Job], now: float) -> list[Job]:
+def _queue_of(account: Account, model: str) -> tuple[str, ...]:
+    return (account.base_url, account.organization or "", account.project or "", model)
+
+
+def _is_too_large(job: Job, queue: Queue) -> bool:
+    """True for a shard that was not sent and that its queue would never take as it is."""
+    room = queue.room(job.limits.max_enqueued_tokens)
+    return (
+        isinstance(job.state, Planned)
+        and queue.limit is not None
+        and room is not None
+        and job.load.n_tokens > room
+        and _n_requests(job) > 1
+    )
+
+
+def _startable(jobs: list[Job], now: float, queues: Mapping[tuple[str, ...], Queue]) -> list[Job]:
     """The jobs whose next step is due and whose queue has room."""
     under_way = [job for job in jobs if job.busy or not isinstance(job.state, Planned)]
-    waiting = [job for job in jobs if not job.busy and isinstance(job.state, Planned)]
+    too_large = [job for job in jobs if not job.busy and job.is_too_large]
+    waiting = [
+        job
+        for job in jobs
+        if not job.busy and isinstance(job.state, Planned) and not job.is_too_large
+    ]
     admitted = admit(
         [job.load for job in waiting],
         [job.load for job in under_way if not isinstance(job.state, Ended)],
+        queues,
     )
-    candidates = [*under_way, *(waiting[index] for index in admitted)]
+    candidates = [*under_way, *too_large, *(waiting[index] for index in admitted)]
     return [job for job in candidates if not job.busy and job.due <= now]
 
 
@@ -354,6 +415,9 @@ _AT_ONCE: _Next = (0.0, "")
 
 
 def _perform(job: Job, submission: Submission, clock: Clock) -> _Next:
+    if job.is_too_large:
+        _cut_anew(job)
+        return _AT_ONCE
     match next_action(job.state):
         case Upload(again=again):
             return _upload(job, submission, again=again)
@@ -364,8 +428,10 @@ def _perform(job: Job, submission: Submission, clock: Clock) -> _Next:
         case Poll(batch_id=batch_id):
             return _poll(job, submission, batch_id, clock)
         case Collect(batch=batch):
-            if was_turned_away(batch) and not (job.alone and _is_too_small(job)):
-                return _turned_away(job, submission, batch)
+            if was_turned_away(batch):
+                is_too_small = job.alone and _is_too_small(job)
+                if not is_too_small or _n_requests(job) > 1:
+                    return _turned_away(job, submission, batch, cut_anew=is_too_small)
             return _collect(job, submission, batch, clock)
         case Nothing():
             return _AT_ONCE
@@ -490,10 +556,24 @@ def _is_too_small(job: Job) -> bool:
     return job.turned_away_alone > _LONELY_TRIES
 
 
-def _turned_away(job: Job, submission: Submission, batch: BatchSeen) -> _Next:
+def _cut_anew(job: Job) -> None:
+    """Give up a shard that is too large for its queue: its rows go into smaller ones."""
+    _log.warning(
+        "shard %s: its %s requests are more than the provider's queue takes, and go into smaller "
+        "batches",
+        job.number,
+        _n_requests(job),
+    )
+    job.checkpoint.drop(job.number)
+
+
+def _turned_away(job: Job, submission: Submission, batch: BatchSeen, *, cut_anew: bool) -> _Next:
     """The queue was full, and nothing ran: not yet is not no, so it costs no attempt."""
     job.checkpoint.commit(job.number, TurnedAway())
     delete_quietly(submission.provider, batch.input_file_id)
+    if cut_anew:
+        _cut_anew(job)
+        return _AT_ONCE
     job.turned_away += 1
     delay = queue_delay(job.turned_away)
     note = f"the provider's queue is full; again in {delay:.0f} s"
@@ -539,6 +619,7 @@ def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -
         checkpoint, job.number, batch, digests, at, submission.prices
     )
     checkpoint.store_results(job.number, table, committed)
+    job.usage = _guessed_and_used(checkpoint, job.number, table)
     if batch.usage is not None and batch.usage != committed.usage:
         _log.warning(
             "shard %s: the rows of %s add up to %s, the batch says %s",
@@ -551,6 +632,14 @@ def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -
         for file_id in (batch.input_file_id, *files.values()):
             delete_quietly(provider, file_id)
     return _AT_ONCE
+
+
+def _guessed_and_used(checkpoint: Checkpoint, number: int, table: pa.Table) -> tuple[int, int]:
+    """Tokens of a shard's answered prompts, as they were guessed and as they were."""
+    guessed = checkpoint.requests(number)["n_tokens"]
+    has_usage = pc.is_valid(table["input_tokens"])
+    n_guessed = pc.sum(guessed.filter(has_usage)).as_py() or 0
+    return n_guessed, pc.sum(table["input_tokens"]).as_py() or 0
 
 
 def _check_gone(

@@ -26,7 +26,7 @@ from batchframe.core.estimates import (
 from batchframe.core.prices import Prices, cost_usd, repriced, usage_table
 from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys, shared_keys
 from batchframe.core.retries import latest, unfinished
-from batchframe.core.shards import Limits, cut_shards
+from batchframe.core.shards import Limits, cut_shards, within_queue
 from batchframe.core.spec import Spec
 from batchframe.core.usage import Difference, added_up, used
 from batchframe.errors import RowError
@@ -216,7 +216,10 @@ def estimate_rows(
     )
     sizes = [
         sum(shard.n_tokens)
-        for shard in cut_shards(render_requests(rows, standing.new, spec), limits)
+        for shard in cut_shards(
+            render_requests(rows, standing.new, spec),
+            within_queue(limits, limits.max_enqueued_tokens),
+        )
     ]
     room = limits.max_enqueued_tokens or math.inf
     n_waves = max(math.ceil(sum(sizes) / room), math.ceil(len(sizes) / limits.max_live_batches))

@@ -40,7 +40,7 @@ from batchframe.core.requests import (
 )
 from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
-from batchframe.core.shards import cut_shards
+from batchframe.core.shards import Limits, cut_shards, within_queue
 from batchframe.core.spec import Spec
 from batchframe.engine import (
     Engine,
@@ -240,7 +240,7 @@ class _Run:
                 if timeout is None
                 else max(0.0, started + timeout - self.engine.clock.monotonic())
             )
-            if not self.engine.wait(self.jobs, seconds=seconds, look=self._look):
+            if not self.engine.wait(self.jobs, seconds=seconds, look=self._watch_over):
                 self.engine.release(self)
                 raise RunTimeoutError(
                     f"The batches were not done after {timeout} seconds. {self.how_to_resume()}"
@@ -289,52 +289,69 @@ class _Run:
             repair(self.checkpoint, self.engine.clock)
             return latest(self.checkpoint.results(FOR_PLANS))
 
-    def _plan(self) -> None:
-        """Watch the shards under way that hold our rows, and make shards of what is missing."""
+    def _plan(self, only: pa.FixedSizeBinaryArray | None = None) -> None:
+        """Watch the shards under way that hold our rows, and make shards of what is missing.
+
+        `only` are the row keys that this is about; None is all.
+        """
         checkpoint = self.checkpoint
         with checkpoint.planning:
             if not checkpoint.shards and self.row_keys is None and not self.options.dedupe:
                 self._send_all()
                 return
-            if self.own_keys is None:
-                self.row_keys = self.row_keys or row_keys(self.rows, checkpoint.spec)
-                self.own_keys = self.row_keys.keys
-            results = self._settled()
-            self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
-            retry_failed = self.options.retry_failed and self.round == 0
-            settled = settled_keys(results, retry_failed=retry_failed)
-            self.keys = self.own_keys
-            if self.row_keys is not None and self.options.dedupe:
-                self.keys = equal_keys(self.row_keys, checkpoint, settled)
-            wanted = pc.and_(
-                pc.is_valid(self.keys), pc.invert(pc.is_in(self.keys, value_set=settled))
-            )
-            unsent = wanted
-            for number, shard in list(checkpoint.shards.items()):
-                if isinstance(shard.state, Collected | Dropped):
-                    continue
-                ours = pc.is_in(self.keys, value_set=keys_of(checkpoint.requests(number)))
-                n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
-                if not n_wanted or not self._is_worth_it(number, n_wanted):
-                    continue
-                wanted = pc.and_not(wanted, ours)
-                if isinstance(shard.state, Planned | Uploading | Uploaded):
-                    self._held.append(number)
-                else:
-                    unsent = pc.and_not(unsent, ours)
-                    self._watch(number)
+            wanted = self._wanted()
+            if only is not None:
+                wanted = pc.and_(wanted, pc.is_in(self.keys, value_set=only))
+            rest, unsent = self._take_up(wanted)
             self._warn_of_deletion(job.number for job in self.jobs)
             is_own = pc.equal(self.keys, self.own_keys)
-            positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(wanted, is_own)))
-            if checkpoint.shards and self.round == 0:
-                check_types_of_ids(self.rows, positions, checkpoint)
+            positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(rest, is_own)))
             self.n_planned = len(positions) + self._n_held()
             self.n_planned += sum(_n_requests(job) for job in self.jobs)
-            if self.round == 0 and self.row_keys is not None:
-                to_send = pc.indices_nonzero(pc.and_(unsent, is_own))
-                self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
+            if self.round == 0 and only is None:
+                if checkpoint.shards:
+                    check_types_of_ids(self.rows, positions, checkpoint)
+                if self.row_keys is not None:
+                    to_send = pc.indices_nonzero(pc.and_(unsent, is_own))
+                    self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
             self._look()
             self._freeze(positions)
+
+    def _wanted(self) -> pa.BooleanArray:
+        """The rows that have no result which stands; takes up what answers each row."""
+        checkpoint = self.checkpoint
+        if self.own_keys is None:
+            self.row_keys = self.row_keys or row_keys(self.rows, checkpoint.spec)
+            self.own_keys = self.row_keys.keys
+        results = self._settled()
+        self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
+        retry_failed = self.options.retry_failed and self.round == 0
+        settled = settled_keys(results, retry_failed=retry_failed)
+        self.keys = self.own_keys
+        if self.row_keys is not None and self.options.dedupe:
+            self.keys = equal_keys(self.row_keys, checkpoint, settled)
+        return pc.and_(pc.is_valid(self.keys), pc.invert(pc.is_in(self.keys, value_set=settled)))
+
+    def _take_up(self, wanted: pa.BooleanArray) -> tuple[pa.BooleanArray, pa.BooleanArray]:
+        """Watch the shards under way that hold wanted rows.
+
+        Returns the wanted rows that no shard holds, and those that no sent shard holds.
+        """
+        unsent = wanted
+        for number, shard in list(self.checkpoint.shards.items()):
+            if isinstance(shard.state, Collected | Dropped):
+                continue
+            ours = pc.is_in(self.keys, value_set=keys_of(self.checkpoint.requests(number)))
+            n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
+            if not n_wanted or not self._is_worth_it(number, n_wanted):
+                continue
+            wanted = pc.and_not(wanted, ours)
+            if not isinstance(shard.state, Planned | Uploading | Uploaded):
+                unsent = pc.and_not(unsent, ours)
+                self._watch(number)
+            elif number not in self._held and all(job.number != number for job in self.jobs):
+                self._held.append(number)
+        return wanted, unsent
 
     def _send_all(self) -> None:
         """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""
@@ -351,11 +368,31 @@ class _Run:
         checkpoint = self.checkpoint
         keys = [pa.array([], pa.binary(16))]
         requests = render_requests(self.rows, positions, checkpoint.spec)
-        for shard_requests in cut_shards(requests, self.submission.limits):
+        for shard_requests in cut_shards(requests, self._limits()):
             keys.append(pa.array(shard_requests.row_keys, pa.binary(16)))
             self._held.append(checkpoint.freeze(shard_requests, round_=self.round))
             self._look()
         return pa.concat_arrays(keys)
+
+    def _limits(self) -> Limits:
+        """The user's limits, and what was learned of the queue."""
+        limits, spec = self.submission.limits, self.checkpoint.spec
+        models = [spec.model] if self.rows.models is None else self.rows.models.unique().to_pylist()
+        rooms = (
+            self.engine.room(spec.account, model or "", limits.max_enqueued_tokens)
+            for model in models
+        )
+        return within_queue(limits, min((r for r in rooms if r is not None), default=None))
+
+    def _watch_over(self) -> None:
+        """Look, and send the rows of shards anew that were too large for the queue."""
+        self._look()
+        dropped = [job for job in self.jobs if isinstance(job.state, Dropped)]
+        if dropped:
+            for job in dropped:
+                self.jobs.remove(job)
+            keys = [keys_of(self.checkpoint.requests(job.number)) for job in dropped]
+            self._plan(pa.concat_arrays(keys))
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
         """False for a shard that was never sent and holds rows that nobody wants: it is dropped."""
@@ -391,7 +428,9 @@ class _Run:
     def _watch(self, number: int) -> None:
         if isinstance(self.checkpoint.shards[number].state, Creating | Live | Ended):
             self._sent_before.add(number)
-        self.jobs.append(self.engine.watch(self, self.checkpoint, number, self.submission))
+        job = self.engine.watch(self, self.checkpoint, number, self.submission)
+        if job not in self.jobs:
+            self.jobs.append(job)
 
     def _look(self) -> None:
         """Show where the run stands, send what the budget has room for, and stop in vain ones."""

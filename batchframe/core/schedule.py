@@ -5,9 +5,11 @@ known, room for its tokens. A shard that alone exceeds the queue goes when nothi
 the estimate is cautious, and only the provider knows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from batchframe.core.queues import Queue
 from batchframe.core.shards import Limits
 
 __all__ = ["Load", "admit"]
@@ -25,11 +27,18 @@ class Load:
     limits: Limits
 
 
-def admit(waiting: Sequence[Load], live: Iterable[Load]) -> list[int]:
+_UNKNOWN = Queue()
+
+
+def admit(
+    waiting: Sequence[Load],
+    live: Iterable[Load],
+    queues: Mapping[tuple[str, ...], Queue] = MappingProxyType({}),
+) -> list[int]:
     """The indices of the waiting shards that may go now, in their order.
 
     A shard that does not fit holds back those behind it in the same queue, so that a large one is
-    not overtaken for ever.
+    not overtaken for ever. `queues` is what is known of them beside the users' own limits.
     """
     batches: dict[tuple[str, ...], int] = {}
     tokens: dict[tuple[str, ...], int] = {}
@@ -41,10 +50,9 @@ def admit(waiting: Sequence[Load], live: Iterable[Load]) -> list[int]:
     for index, load in enumerate(waiting):
         queue, limits = load.queue, load.limits
         n_batches, n_tokens = batches.get(queue, 0), tokens.get(queue, 0)
+        room = queues.get(queue, _UNKNOWN).room(limits.max_enqueued_tokens)
         fits = n_batches < limits.max_live_batches and (
-            limits.max_enqueued_tokens is None
-            or n_batches == 0
-            or n_tokens + load.n_tokens <= limits.max_enqueued_tokens
+            room is None or n_batches == 0 or n_tokens + load.n_tokens <= room
         )
         if queue in blocked or not fits:
             blocked.add(queue)

@@ -6,18 +6,23 @@ The limits are the provider's, with their sources, and the smaller ones that ser
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from batchframe.core.requests import Requests
 from batchframe.errors import ParameterError
 
-__all__ = ["MAX_FILE_BYTES", "MAX_FILE_REQUESTS", "Limits", "cut_shards"]
+__all__ = ["MAX_FILE_BYTES", "MAX_FILE_REQUESTS", "Limits", "cut_shards", "within_queue"]
 
 #: Requests in one batch: "up to 50,000 requests" (OpenAI, Batch guide and API spec, 2026-08).
 MAX_FILE_REQUESTS = 50_000
 #: Size of one input file, in bytes. The guide says 200 MB; the service's own refusal says "larger
 #: than the 209715200 maximum" (OpenAI, Batch guide and error text, 2026-08).
 MAX_FILE_BYTES = 209_715_200
+
+
+#: Into how many parts a queue is cut whose size is known: while one batch is made ready or
+#: collected, the others keep the queue full.
+_PARTS_OF_QUEUE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +38,7 @@ class Limits:
     #: Size of one shard's input file, in bytes, at most 209,715,200.
     max_bytes: int = 90_000_000
     #: Prompt tokens that may be enqueued at once for the model, as your account's limits page
-    #: states it; None where you do not know it.
+    #: states it; None where you do not know it: then it is learned from refusals.
     max_enqueued_tokens: int | None = None
     #: Batches of the account and model that may be live at once.
     max_live_batches: int = 64
@@ -58,6 +63,13 @@ class Limits:
         seconds = self.reconcile_seconds
         if type(seconds) not in {int, float} or not seconds >= 0:
             raise ParameterError(f"Limits(reconcile_seconds={seconds!r}) must be 0 or more.")
+
+
+def within_queue(limits: Limits, room: float | None) -> Limits:
+    """The limits of shards for a queue that takes so many tokens; None: nothing is known of it."""
+    if room is None:
+        return limits
+    return replace(limits, max_enqueued_tokens=max(1, int(room / _PARTS_OF_QUEUE)))
 
 
 def cut_shards(chunks: Iterable[Requests], limits: Limits) -> Iterator[Requests]:

@@ -5,6 +5,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -611,6 +612,40 @@ def test_a_full_queue_is_waited_for_and_costs_no_attempt(run, clock):
 
         assert completions(results) == answers_to(rows)
         assert_each_paid_once(server, 100)
+
+
+def test_a_batch_that_is_larger_than_the_queue_is_cut_into_smaller_ones(run, clock):
+    rows = rows_of(100)
+    # All rows in one batch have some 1,000 tokens.
+    with LocalServer(clock=clock, stage_seconds=30, enqueued_token_limit={"gpt-4o": 400}) as server:
+        results = run(server, rows, model="gpt-4o", max_retries=0)
+
+        assert completions(results) == answers_to(rows)
+        assert_each_paid_once(server, 100)
+        batches = [batch.status for batch in server.client().batches.list(limit=100)]
+        assert batches.count("failed") == 1
+        assert batches.count("completed") >= 4
+
+
+def test_what_was_learned_of_a_queue_serves_the_next_call(run, clock, engine):
+    with LocalServer(clock=clock, stage_seconds=30, enqueued_token_limit={"gpt-4o": 400}) as server:
+        run(server, rows_of(100), model="gpt-4o")
+        more = {1000 + row: f"another question {row}" for row in range(100)}
+        results = run(server, more, model="gpt-4o")
+
+        assert len(completions(results)) == 100
+        batches = [batch.status for batch in server.client().batches.list(limit=100)]
+        assert batches.count("failed") == 1
+
+
+def test_two_runs_that_wait_for_a_batch_that_is_too_large_are_both_answered(run, clock, tmp_path):
+    rows = rows_of(60)
+    with LocalServer(clock=clock, stage_seconds=30, enqueued_token_limit={"gpt-4o": 300}) as server:
+        with ThreadPoolExecutor(2) as pool:
+            runs = [pool.submit(run, server, rows, model="gpt-4o") for _ in range(2)]
+            for one in runs:
+                assert completions(one.result(60)) == answers_to(rows)
+        assert_each_paid_once(server, 60)
 
 
 # What is read wrongly for a moment
