@@ -589,14 +589,21 @@ def delete_quietly(provider: Provider, file_id: str | None) -> None:
 
 
 def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> _Next:
-    seen = submission.provider.retrieve(batch_id)
+    now = clock.monotonic()
+    if job.since is None:
+        job.since = now
+    try:
+        seen = submission.provider.retrieve(batch_id)
+    except AccountMismatchError as error:
+        # A batch that was just made may not be visible yet; an older one is another's.
+        made = job.state.batch.created_at if isinstance(job.state, Live) else 0.0
+        if clock.now() - made < submission.limits.reconcile_seconds:
+            raise Unavailable(f"the provider does not know the batch {batch_id} yet") from error
+        raise
     if seen.status.is_final:
         job.checkpoint.commit(job.number, seen)
         return _AT_ONCE
     job.checkpoint.observe(job.number, seen)
-    now = clock.monotonic()
-    if job.since is None:
-        job.since = now
     return poll_delay(now - job.since, submission.poll_interval), ""
 
 

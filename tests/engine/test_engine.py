@@ -341,12 +341,20 @@ def test_the_wait_can_end_before_the_batches_and_the_same_call_resumes(run, cloc
 
 
 def test_a_batch_of_another_project_is_never_sent_again(run, server, clock):
-    server.inject(Fault("batches.retrieve", "error-before:404", times=1))
+    # For the ten minutes in which a new batch may not be visible yet: 1, 2, 4 ... 120 seconds.
+    server.inject(Fault("batches.retrieve", "error-before:404", times=12))
 
     with pytest.raises(bf.AccountMismatchError, match="another project"):
         run(server, rows_of(10))
     run(server, rows_of(10))
 
+    assert server.calls()["batches.create"] == 1
+
+
+def test_a_batch_that_is_not_visible_yet_is_waited_for(run, server):
+    server.inject(Fault("batches.create", "visible-late:60"))
+
+    assert completions(run(server, rows_of(10))) == answers_to(rows_of(10))
     assert server.calls()["batches.create"] == 1
 
 
