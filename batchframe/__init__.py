@@ -41,6 +41,7 @@ from batchframe.errors import (
 from batchframe.frames.accessor import (
     attach,
     complete,
+    complete_parquet,
     embed,
     estimate,
     moderate,
@@ -82,6 +83,7 @@ __all__ = [
     "attach",
     "col",
     "complete",
+    "complete_parquet",
     "embed",
     "emulator",
     "estimate",

@@ -28,6 +28,7 @@ from typing import BinaryIO, Literal, Self
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchframe.clock import Clock
@@ -332,22 +333,27 @@ class Checkpoint:
         columns: Sequence[str] = tuple(RESULT_SCHEMA.names),
         *,
         prices: Prices | None = None,
+        only: pa.FixedSizeBinaryArray | None = None,
     ) -> pa.Table:
         """All results, in the order of their shards: of a row tried twice, the last counts.
 
-        With `prices`, at the user's own rates where it has any for them.
+        With `prices`, at the user's own rates where it has any for them. With `only`, those of
+        these row keys; shards that have none of them are not read.
         """
-        schema = pa.schema([RESULT_SCHEMA.field(name) for name in columns])
-        tables = [
-            self._read_table(self._results_path(number), RESULT_SCHEMA, None if prices else columns)
-            for number in self.collected()
-        ]
-        if prices:
-            tables = [
-                repriced(table, model=self.model_of(number), prices=prices).select(columns)
-                for number, table in zip(self.collected(), tables, strict=True)
-            ]
-        return pa.concat_tables(tables) if tables else schema.empty_table()
+        tables = [RESULT_SCHEMA.empty_table().select(columns)]
+        for number in self.collected():
+            path = self._results_path(number)
+            is_asked = None
+            if only is not None:
+                keys = self._read_table(path, RESULT_SCHEMA, ("row_key",))["row_key"]
+                is_asked = pc.is_in(keys, value_set=only)
+                if not pc.any(is_asked).as_py():
+                    continue
+            table = self._read_table(path, RESULT_SCHEMA, None if prices else columns)
+            if prices:
+                table = repriced(table, model=self.model_of(number), prices=prices).select(columns)
+            tables.append(table if is_asked is None else table.filter(is_asked))
+        return pa.concat_tables(tables)
 
     def collected(self) -> list[int]:
         """The shards whose results are here, in order."""

@@ -4,6 +4,7 @@ Nothing is sent here. A run plans with it, and an estimate is a plan that is not
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -83,8 +84,15 @@ def equal_keys(
     return shared_keys(keys, pa.concat_tables(known) if known else _KNOWN.empty_table())
 
 
-def check_types_of_ids(rows: Rows, positions: pa.Array, checkpoint: Checkpoint) -> None:
-    """Raise RowError if rows to be sent were sent before under ids of the other type."""
+def check_types_of_ids(
+    rows: Rows, positions: pa.Array, checkpoint: Checkpoint, numbers: Collection[int]
+) -> None:
+    """Raise RowError if rows to be sent were sent before under ids of the other type.
+
+    `numbers` are the shards that are looked at.
+    """
+    if not numbers:
+        return
     new = rows.take(positions)
     other, has_other = _as_other_type(new.ids)
     chosen = pc.indices_nonzero(has_other)
@@ -93,8 +101,8 @@ def check_types_of_ids(rows: Rows, positions: pa.Array, checkpoint: Checkpoint) 
     keys = row_keys(replace(others, ids=other.take(chosen)), checkpoint.spec).keys
     sent = [
         checkpoint.requests(number)["row_key"]
-        for number, shard in checkpoint.shards.items()
-        if not isinstance(shard.state, Dropped)
+        for number in numbers
+        if not isinstance(checkpoint.shards[number].state, Dropped)
     ]
     known = pa.chunked_array([chunk for keys in sent for chunk in keys.chunks], keys.type)
     found = pc.indices_nonzero(pc.is_in(keys, value_set=known))

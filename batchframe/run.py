@@ -8,7 +8,7 @@ or edited frame pays only for what is new.
 import logging
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,7 +67,14 @@ from batchframe.plans import (
 from batchframe.progress import Bars, Progress, Silence, Tally
 from batchframe.storage import Storage
 
-__all__ = ["Answers", "Options", "find_rows", "run_rows", "warn_of_unknown_prices"]
+__all__ = [
+    "Answers",
+    "Options",
+    "find_rows",
+    "run_rows",
+    "run_windows",
+    "warn_of_unknown_prices",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +87,7 @@ _WARN_DAYS = 5
 class Answers(NamedTuple):
     """What the checkpoint holds for a call's rows."""
 
-    #: One row of RESULT_SCHEMA for each row key known to the checkpoint.
+    #: One row of RESULT_SCHEMA for each of the keys that has a result.
     results: pa.Table
     #: int64, one per input row, in the frame's order: its row of `results`, or null.
     positions: pa.Int64Array
@@ -146,15 +153,53 @@ def run_rows(
         check_bounded(rows, keys, spec, limit, prices=submission.prices, now=engine.clock.now())
         _check_sizes(rows.ids, keys, max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
-    progress: Progress = Bars() if options.progress else Silence()
-    run = _Run(rows, keys, checkpoint, submission, options, engine, progress)
+    run = _Run(lambda: (rows,), keys, checkpoint, submission, options, engine)
+    _drive(run)
+    return _answers(run.keys, checkpoint, submission.prices)
+
+
+def run_windows(
+    windows: Callable[[], Iterable[Rows]],
+    spec: Spec,
+    submission: Submission,
+    path: Path,
+    *,
+    options: Options,
+    engine: Engine | None = None,
+) -> None:
+    """Send what the checkpoint lacks of rows that are too many to be held, and wait for it.
+
+    What they were answered is then in the checkpoint, where `find_rows` finds it.
+
+    Args:
+        windows: Gives all rows, some at a time, as often as it is called: the same, in one order,
+            and no id twice.
+        spec: What all requests share.
+        submission: Provider, limits, window, polling.
+        path: The checkpoint's directory.
+        options: Retries, waiting, progress; without `dedupe` and `max_cost_usd`, which look at all
+            rows together.
+        engine: Another engine than the process's own.
+
+    Raises what `run_rows` raises.
+    """
+    engine = engine or default_engine()
+    for rows in windows():
+        if line_bytes_at_most(rows, spec) > submission.limits.max_bytes:
+            _check_sizes(rows.ids, row_keys(rows, spec), submission.limits.max_bytes)
+    checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
+    _drive(_Run(windows, None, checkpoint, submission, options, engine))
+
+
+def _drive(run: "_Run") -> None:
+    """Let the run work to its end, whichever that is, and close its checkpoint."""
     try:
         try:
-            with progress:
-                return run.drive()
+            with run.progress:
+                run.drive()
         finally:
             # First of all, and also where a second Ctrl-C interrupts it: nothing more is sent.
-            engine.release(run)
+            run.engine.release(run)
     except RunTimeoutError:
         raise
     except BaseException as error:
@@ -162,7 +207,7 @@ def run_rows(
         run.explain(error)
         raise
     finally:
-        checkpoint.close()
+        run.checkpoint.close()
 
 
 def find_rows(
@@ -185,22 +230,28 @@ def find_rows(
 def _answers(
     keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint, prices: Prices | None
 ) -> Answers:
-    results = latest(checkpoint.results(prices=prices))
+    results = latest(checkpoint.results(prices=prices, only=keys))
     positions = pc.index_in(keys, value_set=keys_of(results), skip_nulls=True)
     return Answers(results, positions.cast(pa.int64()), keys, checkpoint)
 
 
+_NO_ROWS = Rows(ids=pa.array([], pa.int64()), prompts=pa.array([], pa.string()))
+
+
 @dataclass(slots=True, eq=False)
 class _Run:
-    rows: Rows
-    #: None where they are not needed yet: to encode all rows only to name them takes as long as to
-    #: send them, and a new checkpoint has nothing to compare them with.
+    #: The rows, some at a time.
+    windows: Callable[[], Iterable[Rows]]
+    #: Of all rows; None where they are not needed yet: to encode all rows only to name them takes
+    #: as long as to send them, and a new checkpoint has nothing to compare them with.
     row_keys: RowKeys | None
     checkpoint: Checkpoint
     submission: Submission
     options: Options
     engine: Engine
-    progress: Progress
+    progress: Progress = field(init=False)
+    #: The rows that are looked at, and none between the plans of several windows.
+    rows: Rows = field(init=False)
     #: The key of each row's own request, once it is known.
     own_keys: pa.FixedSizeBinaryArray | None = field(init=False, default=None)
     #: The key of the request that answers each row, as the last plan has it.
@@ -220,18 +271,26 @@ class _Run:
     _sent_before: set[int] = field(default_factory=set)
     #: Frozen shards that the budget has no room for yet.
     _held: list[int] = field(default_factory=list)
+    #: The shards that were made in this round: each row is in one window, and so in none of them.
+    _made: set[int] = field(default_factory=set)
+    #: The keys of results that stand, as this round began.
+    _settled: pa.FixedSizeBinaryArray | None = None
 
     def __post_init__(self) -> None:
+        self.progress = Bars() if self.options.progress else Silence()
+        self.rows = _NO_ROWS
         self.budget = Budget(
             self.options.max_cost_usd, self.checkpoint, self.submission.prices, self.engine.clock
         )
 
-    def drive(self) -> Answers:
+    def drive(self) -> None:
         """Round after round until nothing is left to send."""
         started = self.engine.clock.monotonic()
         for round_ in range(self.options.max_retries + 1):
             self.round = round_
-            self._plan()
+            self._settled = None
+            self._made.clear()
+            self._plan_all()
             if not self.jobs and not self._held:
                 break
             timeout = self.options.timeout
@@ -248,7 +307,6 @@ class _Run:
             self.engine.release(self)
             self.jobs.clear()
             self._looked_at.clear()
-        return _answers(self.keys, self.checkpoint, self.submission.prices)
 
     def explain(self, error: BaseException) -> None:
         """Tell with an error what goes on without this call, and how to come back."""
@@ -281,13 +339,24 @@ class _Run:
             said += f", which keeps the results until {until:%Y-%m-%d}"
         return f"{said}. Nothing else is sent."
 
-    def _settled(self) -> pa.Table:
+    def _results(self) -> pa.Table:
         """What is known of each row that has a result, as far as plans need it."""
         try:
             return latest(self.checkpoint.results(FOR_PLANS))
         except CheckpointCorruptError:
             repair(self.checkpoint, self.engine.clock)
             return latest(self.checkpoint.results(FOR_PLANS))
+
+    def _plan_all(self, only: pa.FixedSizeBinaryArray | None = None) -> None:
+        """Plan one window after the other; `only` as for `_plan`."""
+        n_windows = 0
+        for rows in self.windows():
+            n_windows += 1
+            if rows is not self.rows:
+                self.rows, self.own_keys = rows, None
+            self._plan(only)
+        if n_windows > 1:
+            self.rows = _NO_ROWS
 
     def _plan(self, only: pa.FixedSizeBinaryArray | None = None) -> None:
         """Watch the shards under way that hold our rows, and make shards of what is missing.
@@ -309,8 +378,8 @@ class _Run:
             self.n_planned = len(positions) + self._n_held()
             self.n_planned += sum(_n_requests(job) for job in self.jobs)
             if self.round == 0 and only is None:
-                if checkpoint.shards:
-                    check_types_of_ids(self.rows, positions, checkpoint)
+                others = checkpoint.shards.keys() - self._made
+                check_types_of_ids(self.rows, positions, checkpoint, others)
                 if self.row_keys is not None:
                     to_send = pc.indices_nonzero(pc.and_(unsent, is_own))
                     self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
@@ -321,16 +390,20 @@ class _Run:
         """The rows that have no result which stands; takes up what answers each row."""
         checkpoint = self.checkpoint
         if self.own_keys is None:
-            self.row_keys = self.row_keys or row_keys(self.rows, checkpoint.spec)
-            self.own_keys = self.row_keys.keys
-        results = self._settled()
-        self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
-        retry_failed = self.options.retry_failed and self.round == 0
-        settled = settled_keys(results, retry_failed=retry_failed)
+            named = self.row_keys or row_keys(self.rows, checkpoint.spec)
+            self.own_keys = named.keys
+            if self.options.dedupe:
+                self.row_keys = named
+        if self._settled is None:
+            results = self._results()
+            self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
+            retry_failed = self.options.retry_failed and self.round == 0
+            self._settled = settled_keys(results, retry_failed=retry_failed)
         self.keys = self.own_keys
         if self.row_keys is not None and self.options.dedupe:
-            self.keys = equal_keys(self.row_keys, checkpoint, settled)
-        return pc.and_(pc.is_valid(self.keys), pc.invert(pc.is_in(self.keys, value_set=settled)))
+            self.keys = equal_keys(self.row_keys, checkpoint, self._settled)
+        is_settled = pc.is_in(self.keys, value_set=self._settled)
+        return pc.and_(pc.is_valid(self.keys), pc.invert(is_settled))
 
     def _take_up(self, wanted: pa.BooleanArray) -> tuple[pa.BooleanArray, pa.BooleanArray]:
         """Watch the shards under way that hold wanted rows.
@@ -339,7 +412,7 @@ class _Run:
         """
         unsent = wanted
         for number, shard in list(self.checkpoint.shards.items()):
-            if isinstance(shard.state, Collected | Dropped):
+            if isinstance(shard.state, Collected | Dropped) or number in self._made:
                 continue
             ours = pc.is_in(self.keys, value_set=keys_of(self.checkpoint.requests(number)))
             n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
@@ -356,6 +429,7 @@ class _Run:
     def _send_all(self) -> None:
         """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""
         positions = _by_model(self.rows, pc.indices_nonzero(pc.is_valid(self.rows.prompts)))
+        self._settled = pa.array([], pa.binary(16))
         self.n_planned = len(positions)
         self._look()
         keys = self._freeze(positions)
@@ -370,7 +444,9 @@ class _Run:
         requests = render_requests(self.rows, positions, checkpoint.spec)
         for shard_requests in cut_shards(requests, self._limits()):
             keys.append(pa.array(shard_requests.row_keys, pa.binary(16)))
-            self._held.append(checkpoint.freeze(shard_requests, round_=self.round))
+            number = checkpoint.freeze(shard_requests, round_=self.round)
+            self._made.add(number)
+            self._held.append(number)
             self._look()
         return pa.concat_arrays(keys)
 
@@ -392,7 +468,7 @@ class _Run:
             for job in dropped:
                 self.jobs.remove(job)
             keys = [keys_of(self.checkpoint.requests(job.number)) for job in dropped]
-            self._plan(pa.concat_arrays(keys))
+            self._plan_all(pa.concat_arrays(keys))
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
         """False for a shard that was never sent and holds rows that nobody wants: it is dropped."""

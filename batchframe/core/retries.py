@@ -109,11 +109,13 @@ def was_turned_away(batch: BatchSeen) -> bool:
 
 
 def queue_delay(attempt: int) -> float:
-    """Seconds until a batch that was turned away is sent again: 60, 120, ... at most 1,800.
+    """Seconds until a batch that was turned away is sent again: 5, 60, 120, ... at most 1,800.
 
-    Each attempt uploads its file anew, and a full queue empties over hours.
+    The first time teaches the limit, and then the batch waits for room among our own; from the
+    second on, others fill the queue. Each attempt uploads its file anew, and a full queue empties
+    over hours.
     """
-    return min(60.0 * 2.0 ** min(attempt - 1, 5), 1800.0)
+    return 5.0 if attempt == 1 else min(60.0 * 2.0 ** min(attempt - 2, 5), 1800.0)
 
 
 def poll_delay(age: float, interval: float | None) -> float:

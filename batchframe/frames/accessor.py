@@ -27,6 +27,7 @@ from batchframe.frames.calls import (
     moderation,
     read_checkpoint,
     sent,
+    sent_windows,
     usage_in_frame,
 )
 from batchframe.parameters import Column, check_values
@@ -47,6 +48,7 @@ __all__ = [
     "OpenAIBatch",
     "attach",
     "complete",
+    "complete_parquet",
     "embed",
     "estimate",
     "moderate",
@@ -69,6 +71,7 @@ _EXAMPLES = {
     "moderate": '"text", "id"',
     "attach": '"runs/a", "prompt", "id"',
     "estimate": '"prompt", "id", model="gpt-4o-mini"',
+    "complete_parquet": '"in.parquet", "out.parquet", "prompt", "id", model="gpt-4o-mini"',
 }
 
 
@@ -82,10 +85,12 @@ def _fitting(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         misfit = _misfit(signature, args, kwargs)
         if misfit:
+            calls = f"df.openai_batch.{name}({example}), or batchframe.{name}(df, {example})"
+            if not hasattr(OpenAIBatch, name):
+                calls = f"batchframe.{name}({example})"
             raise ParameterError(
                 f"This call does not fit {name}(): {misfit}. Nothing was sent. "
-                f"Call df.openai_batch.{name}({example}), or batchframe.{name}(df, {example}): all "
-                "else goes by keyword."
+                f"Call {calls}: all else goes by keyword."
             )
         return function(*args, **kwargs)
 
@@ -236,7 +241,6 @@ def complete(
         client=client,
     )
     call = completion(
-        frame,
         prompt_col,
         model=model,
         template=template,
@@ -354,7 +358,6 @@ def embed(
         client=client,
     )
     call = embedding(
-        frame,
         text_col,
         model=model,
         params={**params, "dimensions": dimensions},
@@ -456,7 +459,7 @@ def moderate(
         details=details,
         client=client,
     )
-    call = moderation(frame, text_col, model=model, params=params, keywords=_keywords(moderate))
+    call = moderation(text_col, model=model, params=params, keywords=_keywords(moderate))
     return _sent(frame, call, id_col, settings)
 
 
@@ -530,7 +533,6 @@ def attach(
 
     there = read_checkpoint(checkpoint)
     call = attached(
-        frame,
         prompt_col,
         there,
         model=model,
@@ -622,10 +624,9 @@ def estimate(
     fields = {name: value for name, value in params.items() if name not in _WITHOUT_EFFECT}
     if endpoint in {EMBEDDINGS, MODERATIONS}:
         build = embedding if endpoint == EMBEDDINGS else moderation
-        call = build(frame, prompt_col, model=model, params=fields, keywords=keywords)
+        call = build(prompt_col, model=model, params=fields, keywords=keywords)
     else:
         call = completion(
-            frame,
             prompt_col,
             model=model,
             template=template,
@@ -649,6 +650,140 @@ def estimate(
         completion_window=completion_window,
         client=client,
     )
+
+
+@_fitting
+def complete_parquet(
+    source: str | Path | list[str | Path],
+    target: str | Path,
+    /,
+    prompt_col: str | None = None,
+    id_col: str | None = None,
+    *,
+    model: "str | Column",
+    template: str | None = None,
+    images: Hashable | list[Hashable] | None = None,
+    response_format: "type[BaseModel] | Mapping[str, Any] | None" = None,
+    system: str | None = None,
+    endpoint: str = "/v1/chat/completions",
+    output: str = "completion",
+    checkpoint: str | Path | None = None,
+    max_retries: int = 3,
+    retry_failed: bool = False,
+    nulls: str = "skip",
+    prices: "Prices | None" = None,
+    limits: "Limits | None" = None,
+    completion_window: str = "24h",
+    poll_interval: float | None = None,
+    timeout: float | None = None,
+    on_unknown: str = "resend",
+    delete_remote: bool = False,
+    progress: bool = True,
+    details: bool = False,
+    client: "openai.OpenAI | None" = None,
+    **params: Any,
+) -> Path:
+    """Run a column of parquet files through the Batch API, and write parquet; in bounded memory.
+
+    All that is said of `complete` holds here: checkpoints, resuming, costs. The rows are read some
+    at a time, and never held together; only their ids are.
+
+    Args:
+        source: A parquet file, a directory of them, a glob such as "data/*.parquet", or a list of
+            these. Files are read in the order of their names, and have the same columns.
+        target: The file that is written. It appears, or is replaced, when all of it is there.
+        prompt_col: As for `complete`.
+        id_col: The column with the ids, as for `complete`; unique over all files, and never None.
+        model: As for `complete`.
+        template: As for `complete`.
+        images: As for `complete`.
+        response_format: As for `complete`; structured answers are a Struct, and its JSON as
+            `completion_text`.
+        system: As for `complete`.
+        endpoint: As for `complete`.
+        output: As for `complete`.
+        checkpoint: As for `complete`.
+        max_retries: As for `complete`.
+        retry_failed: As for `complete`.
+        nulls: As for `complete`.
+        prices: As for `complete`.
+        limits: As for `complete`.
+        completion_window: As for `complete`.
+        poll_interval: As for `complete`.
+        timeout: As for `complete`.
+        on_unknown: As for `complete`.
+        delete_remote: As for `complete`.
+        progress: As for `complete`.
+        details: As for `complete`.
+        client: As for `complete`.
+        **params: As for `complete`.
+
+    Returns:
+        The target's path. It has the rows of the source in their order, all of their columns and
+        the metadata, and the new columns of `complete`.
+
+    Raises:
+        As `complete`.
+
+    Example:
+        >>> import batchframe as bf, polars as pl, tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> df = pl.DataFrame({"id": [1, 2], "prompt": ["2 + 2?", "3 + 3?"]})
+        >>> df.write_parquet(f"{folder}/questions.parquet")
+        >>> with bf.emulator.LocalServer() as server:
+        ...     out = bf.complete_parquet(
+        ...         f"{folder}/questions.parquet",
+        ...         f"{folder}/answers.parquet",
+        ...         "prompt",
+        ...         "id",
+        ...         model="gpt-4o-mini",
+        ...         client=server.client(),
+        ...         progress=False,
+        ...     )
+        >>> pl.read_parquet(out)["completion"].to_list()
+        ['echo: 2 + 2?', 'echo: 3 + 3?']
+    """
+    settings = Settings(
+        output=output,
+        checkpoint=checkpoint,
+        dedupe=False,
+        max_retries=max_retries,
+        retry_failed=retry_failed,
+        nulls=nulls,
+        max_cost_usd=None,
+        prices=prices,
+        limits=limits,
+        completion_window=completion_window,
+        poll_interval=poll_interval,
+        timeout=timeout,
+        on_unknown=on_unknown,
+        delete_remote=delete_remote,
+        progress=progress,
+        details=details,
+        client=client,
+    )
+    if id_col is None:
+        raise ParameterError(
+            "complete_parquet() needs an id_col: rows that are never together cannot be told apart "
+            "by their prompts."
+        )
+    call = completion(
+        prompt_col,
+        model=model,
+        template=template,
+        images=images,
+        format_=response_format,
+        system=system,
+        endpoint=endpoint,
+        params=params,
+        keywords=_keywords(complete_parquet),
+    )
+    from batchframe.frames.files import Source, write_answers
+
+    path = Path(target).expanduser()
+    send = functools.partial(sent_windows, settings=settings, spec=call.spec)
+    write_answers(Source(source), path, call, id_col, settings, send, prices=prices)
+    return path
 
 
 #: What `complete` and its sisters take, and an estimate does not depend on.

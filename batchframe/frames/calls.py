@@ -8,7 +8,7 @@ becomes, which a `Call` says.
 
 import functools
 import sys
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from batchframe.core.requests import Rows
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Account, Spec
+    from batchframe.engine import Submission
     from batchframe.frames.usage import Usage
+    from batchframe.run import Options
 
 __all__ = [
     "EMBEDDINGS",
@@ -54,7 +56,9 @@ __all__ = [
     "estimated",
     "moderation",
     "read_checkpoint",
+    "rows_of_table",
     "sent",
+    "sent_windows",
     "usage_in_frame",
 ]
 
@@ -102,8 +106,8 @@ class Question(NamedTuple):
 
     #: The label of each column that they are made of, and the keyword that named it.
     columns: Sequence[tuple[Hashable, str]]
-    #: Reads them; called once the labels are known to be right.
-    read: Callable[["_Adapter"], "pa.Array"]
+    #: Reads them out of a frame; called once the labels are known to be right.
+    read: Callable[["_Adapter", Any], "pa.Array"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +130,6 @@ class Keywords(NamedTuple):
 
 
 def completion(
-    frame: Any,
     prompt_col: Hashable | None,
     *,
     model: object,
@@ -161,7 +164,7 @@ def completion(
 
         form = Form(read=functools.partial(read_texts, structure=structure))
     return Call(
-        question=_question(frame, prompt_col, template, images, endpoint),
+        question=_question(prompt_col, template, images, endpoint),
         spec={"endpoint": endpoint, "model": _one_model(model), "system": system, "params": body},
         own=own_fields(params, model),
         form=form,
@@ -169,7 +172,7 @@ def completion(
 
 
 def embedding(
-    frame: Any, text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
+    text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
 ) -> Call:
     """A call that makes vectors of texts; `dimensions` is among the parameters."""
     check_values(dimensions=params.get("dimensions"))
@@ -177,19 +180,18 @@ def embedding(
     body = body_params(given, EMBEDDINGS, function=keywords.function, keywords=keywords.names)
     # A third of the bytes of numbers in words, and exact.
     body["encoding_format"] = "base64"
-    return _of_texts(frame, text_col, EMBEDDINGS, model, params, body)
+    return _of_texts(text_col, EMBEDDINGS, model, params, body)
 
 
 def moderation(
-    frame: Any, text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
+    text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
 ) -> Call:
     """A call that has texts judged."""
     body = body_params(params, MODERATIONS, function=keywords.function, keywords=keywords.names)
-    return _of_texts(frame, text_col, MODERATIONS, model, params, body)
+    return _of_texts(text_col, MODERATIONS, model, params, body)
 
 
 def _of_texts(
-    frame: Any,
     text_col: Hashable,
     endpoint: str,
     model: object,
@@ -197,7 +199,7 @@ def _of_texts(
     body: dict[str, Any],
 ) -> Call:
     return Call(
-        question=_texts(frame, text_col),
+        question=_texts(text_col),
         spec={"endpoint": endpoint, "model": _one_model(model), "params": body},
         own=own_fields(params, model),
         form=_form_of(endpoint, body),
@@ -205,7 +207,6 @@ def _of_texts(
 
 
 def attached(
-    frame: Any,
     prompt_col: Hashable | None,
     there: "Checkpoint",
     *,
@@ -233,7 +234,7 @@ def attached(
             "model=bf.col('model')."
         )
     return Call(
-        question=_question(frame, prompt_col, template, images, spec.endpoint),
+        question=_question(prompt_col, template, images, spec.endpoint),
         spec={},
         own=own,
         form=_form_of(spec.endpoint, spec.params),
@@ -241,7 +242,6 @@ def attached(
 
 
 def _question(
-    frame: Any,
     prompt_col: Hashable | None,
     template: str | None,
     images: Hashable | list[Hashable] | None,
@@ -260,7 +260,7 @@ def _question(
     fields = inputs.template_fields(template) if template is not None else []
     pictures = [] if images is None else list(images) if isinstance(images, list) else [images]
 
-    def read(adapter: "_Adapter") -> "pa.Array":
+    def read(adapter: "_Adapter", frame: Any) -> "pa.Array":
         if template is not None:
             prompts = inputs.rendered(
                 fields,
@@ -296,13 +296,13 @@ def _question(
     )
 
 
-def _texts(frame: Any, text_col: Hashable) -> Question:
+def _texts(text_col: Hashable) -> Question:
     """The texts of a column."""
     from batchframe.frames import inputs
 
     return Question(
         [(text_col, "text_col")],
-        lambda adapter: inputs.prompts(adapter.column(frame, text_col), text_col),
+        lambda adapter, frame: inputs.prompts(adapter.column(frame, text_col), text_col),
     )
 
 
@@ -352,6 +352,13 @@ def answered(
     return adapter.attach(frame, made, like=call.question.columns[0][0])
 
 
+def rows_of_table(table: "pa.Table", call: Call, id_col: Hashable | None, *, nulls: str) -> "Rows":
+    """What the rows of a pyarrow Table ask, whichever frame the call was made for."""
+    from batchframe.frames import arrow
+
+    return _rows(cast("_Adapter", arrow), table, call, id_col, nulls=nulls)
+
+
 def _check_labels(adapter: "_Adapter", frame: Any, call: Call, id_col: Hashable | None) -> None:
     from batchframe.frames import inputs
 
@@ -370,7 +377,7 @@ def _rows(
     from batchframe.core.requests import Rows
     from batchframe.frames import inputs
 
-    prompts = call.question.read(adapter)
+    prompts = call.question.read(adapter, frame)
     if nulls == "raise":
         asked = [label for label, role in call.question.columns if role != "images"]
         inputs.check_nulls(prompts, asked)
@@ -472,42 +479,62 @@ def sent(
     rows: "Rows", *, settings: Settings, spec: Mapping[str, Any]
 ) -> "tuple[pa.Table, pa.Int64Array]":
     """What the provider answers, or has answered; `spec` are the fields but the account."""
+    from batchframe.run import run_rows, warn_of_unknown_prices
+
+    shared, submission, path, options = _how(settings, spec)
+    results, positions, *_ = run_rows(rows, shared, submission, path, options=options)
+    warn_of_unknown_prices(results, shared.model, settings.prices, _PRICES_WAY_OUT)
+    return results, positions
+
+
+def sent_windows(
+    windows: Callable[[], Iterable["Rows"]], *, settings: Settings, spec: Mapping[str, Any]
+) -> "Checkpoint":
+    """The checkpoint that has what the provider answers to rows that are never all in memory."""
+    from batchframe.run import run_windows, warn_of_unknown_prices
+
+    shared, submission, path, options = _how(settings, spec)
+    run_windows(windows, shared, submission, path, options=options)
+    there = read_checkpoint(path)
+    table = there.results(("input_tokens", "output_tokens", "model"))
+    warn_of_unknown_prices(table, shared.model, settings.prices, _PRICES_WAY_OUT)
+    return there
+
+
+_PRICES_WAY_OUT = (
+    " Give what you pay, in dollars per million tokens: "
+    "prices={{{!r}: bf.Rates(input=..., output=...)}}."
+)
+
+
+def _how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission, Path, Options]":
+    """What is shared by all requests, and how they are sent, where and by which rules."""
     from batchframe.client import Provider
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Spec
     from batchframe.engine import Submission
-    from batchframe.run import Options, run_rows, warn_of_unknown_prices
+    from batchframe.run import Options
 
     provider = Provider(settings.client)
     shared = Spec(account=provider.account, **spec)
-    results, positions, *_ = run_rows(
-        rows,
-        shared,
-        Submission(
-            provider=provider,
-            limits=settings.limits or Limits(),
-            completion_window=settings.completion_window,
-            poll_interval=settings.poll_interval,
-            ask_if_unknown=settings.on_unknown == "raise",
-            delete_remote=settings.delete_remote,
-            prices=settings.prices,
-        ),
-        checkpoint_path(settings.checkpoint, shared),
-        options=Options(
-            max_retries=settings.max_retries,
-            retry_failed=settings.retry_failed,
-            timeout=settings.timeout,
-            progress=settings.progress,
-            dedupe=settings.dedupe,
-            max_cost_usd=settings.max_cost_usd,
-        ),
+    submission = Submission(
+        provider=provider,
+        limits=settings.limits or Limits(),
+        completion_window=settings.completion_window,
+        poll_interval=settings.poll_interval,
+        ask_if_unknown=settings.on_unknown == "raise",
+        delete_remote=settings.delete_remote,
+        prices=settings.prices,
     )
-    way_out = (
-        " Give what you pay, in dollars per million tokens: "
-        "prices={{{!r}: bf.Rates(input=..., output=...)}}."
+    options = Options(
+        max_retries=settings.max_retries,
+        retry_failed=settings.retry_failed,
+        timeout=settings.timeout,
+        progress=settings.progress,
+        dedupe=settings.dedupe,
+        max_cost_usd=settings.max_cost_usd,
     )
-    warn_of_unknown_prices(results, shared.model, settings.prices, way_out)
-    return results, positions
+    return shared, submission, checkpoint_path(settings.checkpoint, shared), options
 
 
 def usage_in_frame(

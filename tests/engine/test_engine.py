@@ -9,11 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pytest
 
 import batchframe as bf
+from batchframe.checkpoint import Checkpoint
+from batchframe.client import Provider
+from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
+from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, LocalServer
+from batchframe.engine import Submission
+from batchframe.run import Options, find_rows, run_windows
 from batchframe.storage import Storage
 
 
@@ -633,6 +640,30 @@ def test_a_batch_that_is_larger_than_the_queue_is_cut_into_smaller_ones(run, clo
         batches = [batch.status for batch in server.client().batches.list(limit=100)]
         assert batches.count("failed") == 1
         assert batches.count("completed") >= 4
+
+
+def test_windows_of_rows_learn_the_queue_too(clock, engine, tmp_path):
+    ids = pa.array(range(60), pa.int64())
+    prompts = pa.array([f"question {row}" for row in range(60)])
+    rows = Rows(ids=ids, prompts=prompts)
+    place = tmp_path / "checkpoint"
+    with LocalServer(clock=clock, stage_seconds=30, enqueued_token_limit={"gpt-4o": 200}) as server:
+        provider = Provider(server.client())
+        submission = Submission(
+            provider=provider, limits=Limits(), completion_window="24h", poll_interval=None
+        )
+        run_windows(
+            lambda: (rows.take(pa.array(range(n, n + 30))) for n in (0, 30)),
+            Spec(model="gpt-4o", account=provider.account),
+            submission,
+            place,
+            options=Options(progress=False, max_retries=0),
+            engine=engine,
+        )
+        assert_each_paid_once(server, 60)
+    results, positions, *_ = find_rows(rows, Checkpoint.read(place, Storage(), clock))
+    answers = results["completion"].take(positions).to_pylist()
+    assert answers == [f"echo: question {row}" for row in range(60)]
 
 
 def test_what_was_learned_of_a_queue_serves_the_next_call(run, clock, engine):

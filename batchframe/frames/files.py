@@ -1,0 +1,204 @@
+"""Parquet in, parquet out: frames that are larger than memory.
+
+    files --ids, checked--> nothing, or an error
+          --windows of rows--> shards --> batches --> results in the checkpoint
+          --windows of rows + their results--> the target, as it is when all of it is written
+
+Each window is read three times and held only while it is looked at. What grows with the number of
+rows are the ids, and 16 bytes for the key of each row that was answered.
+"""
+
+import functools
+import glob
+import os
+import secrets
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchframe.checkpoint import Checkpoint
+from batchframe.core.columns import result_columns
+from batchframe.core.requests import Rows
+from batchframe.core.results import RESULT_SCHEMA
+from batchframe.errors import ColumnError, ParameterError
+from batchframe.frames import inputs
+from batchframe.frames.calls import Call, Columns, rows_of_table
+from batchframe.run import find_rows
+
+__all__ = ["Source", "write_answers"]
+
+#: Rows of a window, at most; and of what it holds, in bytes, about.
+_WINDOW_ROWS, _WINDOW_BYTES = 100_000, 64_000_000
+
+
+class Source:
+    """The parquet files of a path, in one order: a file, a directory, a glob, or a list of files.
+
+    Raises ParameterError if there is none, or if they have different columns.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str | Path]) -> None:
+        """Find the files, and read their schemas."""
+        self.paths = _files(source)
+        if not self.paths:
+            raise ParameterError(f"source={str(source)!r:.100} names no parquet file.")
+        self.schema: pa.Schema = _schema(self.paths[0])
+        for path in self.paths[1:]:
+            other = _schema(path)
+            if not other.equals(self.schema):
+                raise ParameterError(
+                    f"{path} has other columns than {self.paths[0]}: "
+                    f"{_differences(self.schema, other)}. Nothing was sent."
+                )
+
+    def column(self, label: str) -> pa.Array:
+        """All values of one column."""
+        chunks = [pq.read_table(path, columns=[label], partitioning=None) for path in self.paths]
+        array = pa.concat_tables(chunks)[label]
+        return (
+            array.cast(pa.large_string()) if pa.types.is_string(array.type) else array
+        ).combine_chunks()
+
+    def windows(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """All rows, some at a time, with these columns; None is all."""
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                n_bytes = sum(
+                    file.metadata.row_group(group).total_byte_size
+                    for group in range(file.num_row_groups)
+                )
+                n_rows = max(1, file.metadata.num_rows)
+                size = max(1, min(_WINDOW_ROWS, int(_WINDOW_BYTES / max(1, n_bytes / n_rows))))
+                for batch in file.iter_batches(size, columns=columns):
+                    yield pa.Table.from_batches([batch], batch.schema.with_metadata(None))
+
+
+def _files(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    if not isinstance(source, str | Path):
+        return [path for one in source for path in _files(one)]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return sorted(found for found in path.rglob("*.parquet") if found.is_file())
+    if path.is_file():
+        return [path]
+    return sorted(
+        Path(found)
+        for found in glob.glob(str(path), recursive=True)  # noqa: PTH207 - of absolute paths too
+        if os.path.isfile(found)  # noqa: PTH113
+    )
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ParameterError(f"{path} cannot be read as parquet: {error}.") from None
+
+
+def _differences(ours: pa.Schema, theirs: pa.Schema) -> str:
+    mine, other = ({field.name: str(field.type) for field in schema} for schema in (ours, theirs))
+    return ", ".join(
+        f"{name!r} is {other.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
+        for name in sorted(mine.keys() | other.keys())
+        if mine.get(name) != other.get(name)
+    )
+
+
+def write_answers(
+    source: Source,
+    target: Path,
+    call: Call,
+    id_col: str,
+    columns: Columns,
+    send: Callable[[Callable[[], Iterable[Rows]]], Checkpoint],
+    *,
+    prices: Mapping[str, Any] | None,
+) -> None:
+    """Have the rows of a source answered, and write them with their answers.
+
+    Args:
+        source: The rows.
+        target: The file that takes its place, whole, when all is written.
+        call: What the rows ask.
+        id_col: The column of the ids.
+        columns: What the call says of new columns and rows.
+        send: Sends windows of rows, waits, and gives the checkpoint that has their results.
+        prices: Rates that hold instead of those of the checkpoint.
+    """
+    columns_of = functools.partial(
+        result_columns, output=columns.output, details=columns.details, form=call.form
+    )
+    nothing = RESULT_SCHEMA.empty_table()
+    empty = columns_of(nothing, pa.array([], pa.int64()), skipped=None)
+    _check(source, target, call, id_col, new=empty.column_names, output=columns.output)
+    needed = _labels(call, id_col)
+
+    def rows_of(window: pa.Table) -> Rows:
+        return rows_of_table(window, call, id_col, nulls=columns.nulls)
+
+    def windows() -> Iterator[Rows]:
+        return (rows_of(window) for window in source.windows(needed))
+
+    # All of it once, so that a mistake in the last row is told before the first is sent.
+    n_asked = sum(len(rows) - rows.prompts.null_count for rows in windows())
+    checkpoint = send(windows) if n_asked else None
+
+    def answered(window: pa.Table) -> pa.Table:
+        rows = rows_of(window)
+        results, positions = nothing, pa.nulls(len(rows), pa.int64())
+        if checkpoint is not None:
+            results, positions, *_ = find_rows(rows, checkpoint, prices=prices)
+        made = columns_of(results, positions, skipped=rows.prompts.is_null())
+        return pa.table([*window.columns, *made.columns], schema=schema)
+
+    schema = pa.schema([*source.schema, *empty.schema], source.schema.metadata)
+    with _replacing(target) as path, pq.ParquetWriter(path, schema) as writer:
+        for window in source.windows():
+            writer.write_table(answered(window))
+
+
+def _check(
+    source: Source, target: Path, call: Call, id_col: str, *, new: Sequence[str], output: str
+) -> None:
+    """Raise an InputError for columns and paths that do not fit."""
+    names: list[Hashable] = list(source.schema.names)
+    for label, role in (*call.question.columns, (id_col, "id_col")):
+        inputs.check_label(label, role, names, [])
+    for name, column in call.own.items():
+        inputs.check_label(column.label, name, names, [])
+    inputs.check_free(new, names, output)
+    if target.resolve() in {path.resolve() for path in source.paths}:
+        raise ParameterError(
+            f"target={str(target)!r} is one of the files that are read. Nothing was sent. Name "
+            "another one."
+        )
+    if not target.parent.is_dir():
+        raise ParameterError(
+            f"There is no directory {target.parent} for target={str(target)!r}. Nothing was sent."
+        )
+    inputs.ids(source.column(id_col), id_col)  # unique over all windows
+
+
+def _labels(call: Call, id_col: str) -> list[str]:
+    """The columns that rows are made of, each once."""
+    asked = [label for label, _ in call.question.columns]
+    own = [column.label for column in call.own.values()]
+    labels = dict.fromkeys((*asked, *own, id_col))
+    if not all(isinstance(label, str) for label in labels):
+        raise ColumnError("The columns of parquet files have names that are text.")
+    return [str(label) for label in labels]
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A path beside the target, which takes its place when the block ends without an error."""
+    path = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield path
+        path.replace(target)
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,226 @@
+"""Parquet in, parquet out: the same rows in the same order, whatever the files."""
+
+import json
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import BaseModel
+
+import batchframe as bf
+from batchframe.emulator import Fault, LocalServer
+
+
+@pytest.fixture
+def convert(client, checkpoint, tmp_path):
+    """`bf.complete_parquet` on the server, quick and quiet; gives what was written."""
+
+    def call(source, /, prompt_col="prompt", id_col="id", *, target="out.parquet", **kwargs):
+        settings = {
+            "model": "gpt-4o-mini",
+            "client": client,
+            "checkpoint": checkpoint,
+            "poll_interval": 0.01,
+            "progress": False,
+        }
+        path = bf.complete_parquet(
+            source, tmp_path / target, prompt_col, id_col, **settings | kwargs
+        )
+        assert path == tmp_path / target
+        return pl.read_parquet(path)
+
+    return call
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Write rows as a parquet file; gives its path."""
+
+    def write(data, name="in.parquet", **options):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        table = data if isinstance(data, pa.Table) else pa.table(data)
+        pq.write_table(table, path, **options)
+        return path
+
+    return write
+
+
+def numbered(start, stop):
+    return {"id": list(range(start, stop)), "prompt": [f"row {n}" for n in range(start, stop)]}
+
+
+def test_rows_come_back_in_their_order_with_all_their_columns(convert, source, paid):
+    data = {**numbered(0, 1000), "other": [float(n) for n in range(1000)]}
+    data["prompt"][7] = None
+    out = convert(source(data, row_group_size=70), limits=bf.Limits(max_requests=300))
+
+    assert out.select("id", "prompt", "other").to_dict(as_series=False) == data
+    assert out["completion"].to_list() == [
+        None if prompt is None else f"echo: {prompt}" for prompt in data["prompt"]
+    ]
+    assert out["completion_status"].to_list().count("skipped") == 1
+    assert paid() == 999
+
+
+def test_it_writes_what_complete_gives(convert, source, complete):
+    data = {**numbered(0, 10), "list": [[n] for n in range(10)]}
+    out = convert(source(data), details=True)
+    pl.testing.assert_frame_equal(out, complete(pl.DataFrame(data), details=True))
+
+
+def test_files_of_a_directory_a_glob_and_a_list_are_read_in_the_order_of_their_names(
+    convert, source, tmp_path, paid
+):
+    for part in (2, 0, 1):
+        source(numbered(part * 10, part * 10 + 10), f"in/part-{part}.parquet")
+    expected = [f"echo: row {n}" for n in range(30)]
+    for where in (tmp_path / "in", str(tmp_path / "in/part-*.parquet")):
+        assert convert(where)["completion"].to_list() == expected
+    both = [tmp_path / "in/part-1.parquet", tmp_path / "in/part-0.parquet"]
+    assert convert(both)["id"].to_list() == [*range(10, 20), *range(10)]
+    assert paid() == 30
+
+
+def test_rows_that_are_many_are_looked_at_some_at_a_time(convert, source, paid, monkeypatch):
+    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 7)
+    out = convert(source(numbered(0, 50)), limits=bf.Limits(max_requests=4))
+    assert out["completion"].to_list() == [f"echo: row {n}" for n in range(50)]
+    assert paid() == 50
+    grown = convert(source(numbered(0, 60)), limits=bf.Limits(max_requests=4))
+    assert grown["completion"].to_list() == [f"echo: row {n}" for n in range(60)]
+    assert paid() == 60
+
+
+def test_rows_that_fail_for_a_while_are_tried_again_in_every_window(convert, source, monkeypatch):
+    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 5)
+    tries = {}
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        tries[text] = tries.get(text, 0) + 1
+        if tries[text] == 1 and text.endswith(("3", "8")):
+            return 503, {"error": {"message": "later", "code": "server_error"}}
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    with LocalServer(answer, stage_seconds=0) as server:
+        out = convert(source(numbered(0, 20)), client=server.client())
+        assert server.calls()["batches.create"] == 4 + 4
+    assert out["completion"].to_list() == [f"row {n}" for n in range(20)]
+    assert sum(tries.values()) == 24
+
+
+def test_a_call_that_died_is_resumed(convert, source, client, tmp_path):
+    path = source(numbered(0, 40))
+    with LocalServer(stage_seconds=0) as server:
+        server.inject(Fault("files.content", "error-before:401"))
+        keywords = {"client": server.client(), "limits": bf.Limits(max_requests=10)}
+        with pytest.raises(bf.AuthenticationError):
+            convert(path, **keywords)
+        assert not (tmp_path / "out.parquet").exists()
+        out = convert(path, **keywords)
+        assert server.billed().requests == 40
+        assert server.calls()["batches.create"] == 4
+    assert out["completion"].to_list() == [f"echo: row {n}" for n in range(40)]
+
+
+def test_the_target_is_replaced_when_all_of_it_is_there(convert, source, tmp_path):
+    (tmp_path / "out.parquet").write_bytes(b"old")
+    path = source(numbered(0, 3))
+    with pytest.raises(bf.ColumnError):
+        convert(path, "promt")
+    assert (tmp_path / "out.parquet").read_bytes() == b"old"
+    convert(path)
+    assert pl.read_parquet(tmp_path / "out.parquet").height == 3
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "checkpoint",
+        "in.parquet",
+        "out.parquet",
+    ]
+
+
+def test_the_metadata_stay_and_pandas_finds_its_index(convert, source, tmp_path):
+    frame = pd.DataFrame(numbered(0, 3), index=pd.Index(["x", "y", "z"], name="key"))
+    convert(source(pa.Table.from_pandas(frame)))
+    read = pd.read_parquet(tmp_path / "out.parquet")
+    assert read.index.tolist() == ["x", "y", "z"]
+    assert read["completion"].tolist() == ["echo: row 0", "echo: row 1", "echo: row 2"]
+    assert b"pandas" in pq.read_schema(tmp_path / "out.parquet").metadata
+
+
+def test_structured_answers_are_a_struct(convert, source, tmp_path):
+    class Place(BaseModel):
+        name: str
+        size: int
+
+    out = convert(source({"id": [1], "prompt": ["x"]}), response_format=Place)
+    assert out["completion"].to_list() == [{"name": "echo: x", "size": 7}]
+    assert json.loads(out["completion_text"][0]) == {"name": "echo: x", "size": 7}
+    with duckdb.connect() as connection:
+        answers = connection.read_parquet(str(tmp_path / "out.parquet"))
+        assert answers.project("completion.size").fetchall() == [(7,)]
+
+
+def test_templates_models_and_fields_stand_in_columns(convert, source):
+    data = {"id": [1, 2], "word": ["a", "b"], "m": ["gpt-4o", "gpt-4o-mini"], "n": [50, None]}
+    out = convert(
+        source(data),
+        None,
+        template="Say {word}",
+        model=bf.col("m"),
+        max_completion_tokens=bf.col("n"),
+        details=True,
+    )
+    assert out["completion"].to_list() == ["echo: Say a", "echo: Say b"]
+    assert out["completion_model"].to_list() == data["m"]
+
+
+def test_files_without_rows_or_prompts_need_no_key(convert, source, monkeypatch, calls):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    schema = pa.schema([("id", pa.int64()), ("prompt", pa.string())])
+    out = convert(source(schema.empty_table()), client=None)
+    assert out.height == 0
+    assert out.schema["completion"] == pl.String
+    out = convert(source({"id": [1], "prompt": pa.array([None], pa.string())}), client=None)
+    assert out["completion_status"].to_list() == ["skipped"]
+    assert calls() == {}
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"id": [1, 2, 1], "prompt": ["a", "b", "c"]}, "repeats the id"),
+        ({"id": [1, None, 3], "prompt": ["a", "b", "c"]}, "is null in row 1"),
+        ({"id": [1, 2, 3], "prompt": [1, 2, 3]}, "prompts are text"),
+        ({"id": [1, 2], "prompt": ["a", "b"], "completion": [1, 2]}, "'completion' already"),
+        ({"id": [1, 2], "text": ["a", "b"]}, "There is no column 'prompt'"),
+    ],
+)
+def test_bad_input_is_told_before_anything_is_sent(convert, source, calls, checkpoint, data, words):
+    with pytest.raises(bf.InputError, match=words):
+        convert(source(data))
+    assert calls() == {}
+    assert not checkpoint.exists()
+
+
+def test_bad_paths_are_told(convert, source, calls, tmp_path):
+    path = source(numbered(0, 3))
+    with pytest.raises(bf.ParameterError, match="names no parquet file"):
+        convert(tmp_path / "none.parquet")
+    with pytest.raises(bf.ParameterError, match="one of the files that are read"):
+        convert(path, target="in.parquet")
+    with pytest.raises(bf.ParameterError, match="There is no directory"):
+        convert(path, target="none/out.parquet")
+    with pytest.raises(bf.ParameterError, match="needs an id_col"):
+        convert(path, "prompt", None)
+    other = source({"id": ["a"], "prompt": ["x"]}, "other.parquet")
+    with pytest.raises(bf.ParameterError, match="'id' is string there and int64 here"):
+        convert([path, other])
+    text = tmp_path / "text.parquet"
+    text.write_text("no parquet")
+    with pytest.raises(bf.ParameterError, match="cannot be read as parquet"):
+        convert(text)
+    assert calls() == {}
