@@ -122,6 +122,8 @@ class Checkpoint:
         self._n_commits = 0
         self._last_hash = ""
         self._failure: OSError | None = None
+        #: The row keys of results, once they were looked up: what does not change is read once.
+        self._result_keys: dict[int, pa.ChunkedArray] = {}
         self._users = 0
         self._lock_file: BinaryIO | None = None
 
@@ -324,9 +326,9 @@ class Checkpoint:
         if self._read_table(path, RESULT_SCHEMA).num_rows != table.num_rows:
             raise CheckpointCorruptError(f"{path} does not read back as it was written.")
 
-    def results_of(self, number: int) -> pa.Table:
+    def results_of(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """The results of one collected shard; CheckpointCorruptError if they are damaged."""
-        return self._read_table(self._results_path(number), RESULT_SCHEMA)
+        return self._read_table(self._results_path(number), RESULT_SCHEMA, columns)
 
     def results(
         self,
@@ -345,8 +347,10 @@ class Checkpoint:
             path = self._results_path(number)
             is_asked = None
             if only is not None:
-                keys = self._read_table(path, RESULT_SCHEMA, ("row_key",))["row_key"]
-                is_asked = pc.is_in(keys, value_set=only)
+                if number not in self._result_keys:
+                    keys = self._read_table(path, RESULT_SCHEMA, ("row_key",))["row_key"]
+                    self._result_keys[number] = keys
+                is_asked = pc.is_in(self._result_keys[number], value_set=only)
                 if not pc.any(is_asked).as_py():
                     continue
             table = self._read_table(path, RESULT_SCHEMA, None if prices else columns)

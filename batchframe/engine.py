@@ -87,6 +87,9 @@ _log = logging.getLogger(__name__)
 
 #: Steps that may be performed at once: enough to keep uploads, downloads and parsing overlapping.
 _THREADS = 4
+#: Results are read by one thread at a time: more would be no faster, as Python runs one of them,
+#: and each holds the answers of a whole shard.
+_one_at_a_time = threading.Lock()
 #: Delays between searches for a batch whose create got no answer, in seconds; the last repeats.
 _SEARCH_DELAYS = (0.0, 15.0, 30.0)
 #: Failed tries after which a service that never answered at all is taken for the wrong address.
@@ -622,10 +625,11 @@ def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -
             except AccountMismatchError:
                 _check_gone(job, submission, batch, file_id, clock)
     at = batch.created_at or clock.now()
-    table, committed = _read_downloads(
-        checkpoint, job.number, batch, digests, at, submission.prices
-    )
-    checkpoint.store_results(job.number, table, committed)
+    with _one_at_a_time:
+        table, committed = _read_downloads(
+            checkpoint, job.number, batch, digests, at, submission.prices
+        )
+        checkpoint.store_results(job.number, table, committed)
     job.usage = _guessed_and_used(checkpoint, job.number, table)
     if batch.usage is not None and batch.usage != committed.usage:
         _log.warning(

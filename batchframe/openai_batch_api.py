@@ -42,6 +42,7 @@ import pyarrow as pa
 from batchframe.client import Provider, open_client
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
+from batchframe.core.prices import unpriced_models
 from batchframe.core.requests import Rows, encode_messages, render_requests
 from batchframe.core.results import answer_bodies, split_lines
 from batchframe.core.shards import Limits
@@ -207,7 +208,7 @@ class OpenaiBatchAPI:
             checkpoint_path(self._checkpoint, spec),
             options=Options(max_retries=self.max_retry, timeout=self.timeout),
         )
-        warn_of_unknown_prices(answers.results, spec.model)
+        warn_of_unknown_prices(unpriced_models(answers.results, spec.model))
         chunks = _chunks(answers, given, batch_size)
         batchs = [chunk.batch(max_retry=self.max_retry, timeout=self.timeout) for chunk in chunks]
         for batch in batchs:

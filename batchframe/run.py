@@ -8,7 +8,7 @@ or edited frame pays only for what is new.
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ from batchframe.core.batches import (
     Uploaded,
     Uploading,
 )
-from batchframe.core.prices import Prices, unpriced_models
+from batchframe.core.prices import Prices
 from batchframe.core.requests import (
     RowKeys,
     Rows,
@@ -70,6 +70,7 @@ from batchframe.storage import Storage
 __all__ = [
     "Answers",
     "Options",
+    "find_keys",
     "find_rows",
     "run_rows",
     "run_windows",
@@ -155,7 +156,7 @@ def run_rows(
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
     run = _Run(lambda: (rows,), keys, checkpoint, submission, options, engine)
     _drive(run)
-    return _answers(run.keys, checkpoint, submission.prices)
+    return find_keys(run.keys, checkpoint, submission.prices)
 
 
 def run_windows(
@@ -166,10 +167,10 @@ def run_windows(
     *,
     options: Options,
     engine: Engine | None = None,
-) -> None:
+) -> list[pa.FixedSizeBinaryArray]:
     """Send what the checkpoint lacks of rows that are too many to be held, and wait for it.
 
-    What they were answered is then in the checkpoint, where `find_rows` finds it.
+    What they were answered is then in the checkpoint, where `find_keys` finds it.
 
     Args:
         windows: Gives all rows, some at a time, as often as it is called: the same, in one order,
@@ -181,6 +182,9 @@ def run_windows(
             rows together.
         engine: Another engine than the process's own.
 
+    Returns:
+        For each window the key of each row's request, or null where nothing was sent.
+
     Raises what `run_rows` raises.
     """
     engine = engine or default_engine()
@@ -188,7 +192,9 @@ def run_windows(
         if line_bytes_at_most(rows, spec) > submission.limits.max_bytes:
             _check_sizes(rows.ids, row_keys(rows, spec), submission.limits.max_bytes)
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    _drive(_Run(windows, None, checkpoint, submission, options, engine))
+    run = _Run(windows, None, checkpoint, submission, options, engine)
+    _drive(run)
+    return run.keys_of_windows
 
 
 def _drive(run: "_Run") -> None:
@@ -222,14 +228,16 @@ def find_rows(
         prices: Rates that hold instead of those of the checkpoint.
     """
     own = row_keys(rows, checkpoint.spec)
+    if not dedupe:
+        return find_keys(own.keys, checkpoint, prices)
     settled = settled_keys(latest(checkpoint.results(FOR_PLANS)), retry_failed=False)
-    keys = equal_keys(own, checkpoint, settled) if dedupe else own.keys
-    return _answers(keys, checkpoint, prices)
+    return find_keys(equal_keys(own, checkpoint, settled), checkpoint, prices)
 
 
-def _answers(
+def find_keys(
     keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint, prices: Prices | None
 ) -> Answers:
+    """What a checkpoint holds for rows whose requests have these keys; arguments as above."""
     results = latest(checkpoint.results(prices=prices, only=keys))
     positions = pc.index_in(keys, value_set=keys_of(results), skip_nulls=True)
     return Answers(results, positions.cast(pa.int64()), keys, checkpoint)
@@ -252,6 +260,8 @@ class _Run:
     progress: Progress = field(init=False)
     #: The rows that are looked at, and none between the plans of several windows.
     rows: Rows = field(init=False)
+    #: The keys of the rows' own requests, for each window that was planned.
+    keys_of_windows: list[pa.FixedSizeBinaryArray] = field(default_factory=list)
     #: The key of each row's own request, once it is known.
     own_keys: pa.FixedSizeBinaryArray | None = field(init=False, default=None)
     #: The key of the request that answers each row, as the last plan has it.
@@ -273,6 +283,8 @@ class _Run:
     _held: list[int] = field(default_factory=list)
     #: The shards that were made in this round: each row is in one window, and so in none of them.
     _made: set[int] = field(default_factory=set)
+    #: A row that came back in this round may be tried again.
+    _has_unfinished: bool = False
     #: The keys of results that stand, as this round began.
     _settled: pa.FixedSizeBinaryArray | None = None
 
@@ -288,7 +300,7 @@ class _Run:
         started = self.engine.clock.monotonic()
         for round_ in range(self.options.max_retries + 1):
             self.round = round_
-            self._settled = None
+            self._settled, self._has_unfinished = None, False
             self._made.clear()
             self._plan_all()
             if not self.jobs and not self._held:
@@ -307,6 +319,8 @@ class _Run:
             self.engine.release(self)
             self.jobs.clear()
             self._looked_at.clear()
+            if not self._has_unfinished:
+                break
 
     def explain(self, error: BaseException) -> None:
         """Tell with an error what goes on without this call, and how to come back."""
@@ -349,13 +363,14 @@ class _Run:
 
     def _plan_all(self, only: pa.FixedSizeBinaryArray | None = None) -> None:
         """Plan one window after the other; `only` as for `_plan`."""
-        n_windows = 0
-        for rows in self.windows():
-            n_windows += 1
-            if rows is not self.rows:
-                self.rows, self.own_keys = rows, None
+        known = self.keys_of_windows
+        for index, rows in enumerate(self.windows()):
+            self.rows = rows
+            self.own_keys = known[index] if index < len(known) else None
             self._plan(only)
-        if n_windows > 1:
+            if index == len(known) and self.own_keys is not None:
+                known.append(self.own_keys)
+        if len(known) > 1:
             self.rows = _NO_ROWS
 
     def _plan(self, only: pa.FixedSizeBinaryArray | None = None) -> None:
@@ -365,7 +380,7 @@ class _Run:
         """
         checkpoint = self.checkpoint
         with checkpoint.planning:
-            if not checkpoint.shards and self.row_keys is None and not self.options.dedupe:
+            if self._is_new() and only is None:
                 self._send_all()
                 return
             wanted = self._wanted()
@@ -385,6 +400,11 @@ class _Run:
                     self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
             self._look()
             self._freeze(positions)
+
+    def _is_new(self) -> bool:
+        """True where nothing can be known of the rows, and nothing is asked of all of them."""
+        is_empty = self.checkpoint.shards.keys() <= self._made
+        return is_empty and not self.round and self.row_keys is None and not self.options.dedupe
 
     def _wanted(self) -> pa.BooleanArray:
         """The rows that have no result which stands; takes up what answers each row."""
@@ -430,7 +450,8 @@ class _Run:
         """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""
         positions = _by_model(self.rows, pc.indices_nonzero(pc.is_valid(self.rows.prompts)))
         self._settled = pa.array([], pa.binary(16))
-        self.n_planned = len(positions)
+        self.n_planned = len(positions) + self._n_held()
+        self.n_planned += sum(_n_requests(job) for job in self.jobs)
         self._look()
         keys = self._freeze(positions)
         n = len(self.rows)
@@ -515,6 +536,7 @@ class _Run:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._looked_at.add(job.number)
                 results = self.checkpoint.results_of(job.number)
+                self._has_unfinished |= pc.any(unfinished(results)).as_py() or False
                 self.budget.spend(job.number, results)
                 if job.number not in self._sent_before:
                     self._stop_if_hopeless(results)
@@ -596,18 +618,13 @@ def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
         )
 
 
-def warn_of_unknown_prices(
-    results: pa.Table, model: str | None, prices: Prices | None = None, way_out: str = ""
-) -> None:
-    """Warn the caller of this package if a model answered whose price is not known.
+def warn_of_unknown_prices(models: Sequence[str], way_out: str = "") -> None:
+    """Warn the caller of this package of models that answered and whose price is not known.
 
     Args:
-        results: Rows of RESULT_SCHEMA.
-        model: The requested model, or None where each row named its own.
-        prices: The user's own rates.
-        way_out: What to do about it, with {} for the first of the models.
+        models: Their names; none is no reason to warn.
+        way_out: What to do about it, with {} for the first of them.
     """
-    models = unpriced_models(results, model, prices)
     if models:
         warnings.warn(
             f"No price is known for {', '.join(models)}: their cost is null, not zero."

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 #: Rows turned into Python objects at a time, so that memory does not grow with the frame.
-_CHUNK_ROWS = 16_384
+_CHUNK_ROWS = 4_096
 #: Size of row keys and body digests, in bytes.
 _DIGEST_BYTES = 16
 #: Bytes per token assumed before real usage is known: cautious for English, near for most scripts

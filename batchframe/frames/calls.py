@@ -479,28 +479,42 @@ def sent(
     rows: "Rows", *, settings: Settings, spec: Mapping[str, Any]
 ) -> "tuple[pa.Table, pa.Int64Array]":
     """What the provider answers, or has answered; `spec` are the fields but the account."""
+    from batchframe.core.prices import unpriced_models
     from batchframe.run import run_rows, warn_of_unknown_prices
 
     shared, submission, path, options = _how(settings, spec)
     results, positions, *_ = run_rows(rows, shared, submission, path, options=options)
-    warn_of_unknown_prices(results, shared.model, settings.prices, _PRICES_WAY_OUT)
+    models = unpriced_models(results, shared.model, settings.prices)
+    warn_of_unknown_prices(models, _PRICES_WAY_OUT)
     return results, positions
 
 
 def sent_windows(
     windows: Callable[[], Iterable["Rows"]], *, settings: Settings, spec: Mapping[str, Any]
-) -> "Checkpoint":
-    """The checkpoint that has what the provider answers to rows that are never all in memory."""
+) -> "tuple[Checkpoint, list[pa.FixedSizeBinaryArray]]":
+    """Have rows answered that are never all in memory.
+
+    Returns the checkpoint that has the answers, and for each window the keys of its requests.
+    """
+    from batchframe.core.prices import unpriced_models
     from batchframe.run import run_windows, warn_of_unknown_prices
 
     shared, submission, path, options = _how(settings, spec)
-    run_windows(windows, shared, submission, path, options=options)
+    keys = run_windows(windows, shared, submission, path, options=options)
     there = read_checkpoint(path)
-    table = there.results(("input_tokens", "output_tokens", "model"))
-    warn_of_unknown_prices(table, shared.model, settings.prices, _PRICES_WAY_OUT)
-    return there
+    models = {
+        model
+        for number in there.collected()
+        for model in unpriced_models(
+            there.results_of(number, _FOR_PRICES), there.model_of(number), settings.prices
+        )
+    }
+    warn_of_unknown_prices(sorted(models), _PRICES_WAY_OUT)
+    return there, keys
 
 
+#: The columns of results that tell which prices are missing.
+_FOR_PRICES = ("input_tokens", "output_tokens", "model")
 _PRICES_WAY_OUT = (
     " Give what you pay, in dollars per million tokens: "
     "prices={{{!r}: bf.Rates(input=..., output=...)}}."

@@ -5,7 +5,7 @@
           --windows of rows + their results--> the target, as it is when all of it is written
 
 Each window is read three times and held only while it is looked at. What grows with the number of
-rows are the ids, and 16 bytes for the key of each row that was answered.
+rows are the ids, and 16 bytes for the key of each row.
 """
 
 import functools
@@ -27,12 +27,12 @@ from batchframe.core.results import RESULT_SCHEMA
 from batchframe.errors import ColumnError, ParameterError
 from batchframe.frames import inputs
 from batchframe.frames.calls import Call, Columns, rows_of_table
-from batchframe.run import find_rows
+from batchframe.run import find_keys
 
 __all__ = ["Source", "write_answers"]
 
 #: Rows of a window, at most; and of what it holds, in bytes, about.
-_WINDOW_ROWS, _WINDOW_BYTES = 100_000, 64_000_000
+_WINDOW_ROWS, _WINDOW_BYTES = 100_000, 32_000_000
 
 
 class Source:
@@ -66,7 +66,8 @@ class Source:
     def windows(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """All rows, some at a time, with these columns; None is all."""
         for path in self.paths:
-            with pq.ParquetFile(path) as file:
+            # Without reading ahead, which would hold all of a file's columns.
+            with pq.ParquetFile(path, pre_buffer=False) as file:
                 n_bytes = sum(
                     file.metadata.row_group(group).total_byte_size
                     for group in range(file.num_row_groups)
@@ -114,7 +115,9 @@ def write_answers(
     call: Call,
     id_col: str,
     columns: Columns,
-    send: Callable[[Callable[[], Iterable[Rows]]], Checkpoint],
+    send: Callable[
+        [Callable[[], Iterable[Rows]]], tuple[Checkpoint, list[pa.FixedSizeBinaryArray]]
+    ],
     *,
     prices: Mapping[str, Any] | None,
 ) -> None:
@@ -126,7 +129,8 @@ def write_answers(
         call: What the rows ask.
         id_col: The column of the ids.
         columns: What the call says of new columns and rows.
-        send: Sends windows of rows, waits, and gives the checkpoint that has their results.
+        send: Sends windows of rows, waits, and gives the checkpoint that has their results, and for
+            each window the keys of its requests.
         prices: Rates that hold instead of those of the checkpoint.
     """
     columns_of = functools.partial(
@@ -145,20 +149,20 @@ def write_answers(
 
     # All of it once, so that a mistake in the last row is told before the first is sent.
     n_asked = sum(len(rows) - rows.prompts.null_count for rows in windows())
-    checkpoint = send(windows) if n_asked else None
+    checkpoint, keys = send(windows) if n_asked else (None, [])
 
-    def answered(window: pa.Table) -> pa.Table:
-        rows = rows_of(window)
-        results, positions = nothing, pa.nulls(len(rows), pa.int64())
+    def answered(window: pa.Table, index: int) -> pa.Table:
+        results, positions = nothing, pa.nulls(len(window), pa.int64())
         if checkpoint is not None:
-            results, positions, *_ = find_rows(rows, checkpoint, prices=prices)
-        made = columns_of(results, positions, skipped=rows.prompts.is_null())
+            results, positions, *_ = find_keys(keys[index], checkpoint, prices)
+        skipped = keys[index].is_null() if keys else pa.repeat(pa.scalar(value=True), len(window))
+        made = columns_of(results, positions, skipped=skipped)
         return pa.table([*window.columns, *made.columns], schema=schema)
 
     schema = pa.schema([*source.schema, *empty.schema], source.schema.metadata)
     with _replacing(target) as path, pq.ParquetWriter(path, schema) as writer:
-        for window in source.windows():
-            writer.write_table(answered(window))
+        for index, window in enumerate(source.windows()):
+            writer.write_table(answered(window, index))
 
 
 def _check(
