@@ -64,7 +64,7 @@ from batchframe.plans import (
     keys_of,
     settled_keys,
 )
-from batchframe.progress import Bars, Progress, Silence, Tally
+from batchframe.progress import Progress, Silence, Tally, progress_for
 from batchframe.storage import Storage
 
 __all__ = [
@@ -283,13 +283,15 @@ class _Run:
     _held: list[int] = field(default_factory=list)
     #: The shards that were made in this round: each row is in one window, and so in none of them.
     _made: set[int] = field(default_factory=set)
+    #: What has come back in this call has cost so much; None where a price is unknown.
+    _cost_usd: float | None = 0.0
     #: A row that came back in this round may be tried again.
     _has_unfinished: bool = False
     #: The keys of results that stand, as this round began.
     _settled: pa.FixedSizeBinaryArray | None = None
 
     def __post_init__(self) -> None:
-        self.progress = Bars() if self.options.progress else Silence()
+        self.progress = progress_for(self.engine.clock) if self.options.progress else Silence()
         self.rows = _NO_ROWS
         self.budget = Budget(
             self.options.max_cost_usd, self.checkpoint, self.submission.prices, self.engine.clock
@@ -536,6 +538,9 @@ class _Run:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._looked_at.add(job.number)
                 results = self.checkpoint.results_of(job.number)
+                cost = pc.sum(results["cost_usd"], skip_nulls=False).as_py()
+                known = self._cost_usd is not None and cost is not None
+                self._cost_usd = self._cost_usd + cost if known else None
                 self._has_unfinished |= pc.any(unfinished(results)).as_py() or False
                 self.budget.spend(job.number, results)
                 if job.number not in self._sent_before:
@@ -580,7 +585,15 @@ class _Run:
             done += _n_done(state, n_requests)
         note = next((job.note for job in self.jobs if job.note), "")
         self.progress.show(
-            Tally(total=self.n_planned, prepared=prepared, sent=sent, done=done, note=note)
+            Tally(
+                total=self.n_planned,
+                prepared=prepared,
+                sent=sent,
+                done=done,
+                n_live=sum(isinstance(job.state, Live) for job in self.jobs),
+                cost_usd=self._cost_usd,
+                note=note,
+            )
         )
 
 

@@ -67,7 +67,7 @@ def run(engine: Engine, tmp_path: Path) -> Callable[..., list[dict[str, Any] | N
                 delete_remote=delete_remote,
             ),
             tmp_path / "checkpoint",
-            options=Options(progress=False, **options),
+            options=Options(**{"progress": False, **options}),
             engine=engine,
             storage=storage,
         )

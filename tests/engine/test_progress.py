@@ -1,0 +1,48 @@
+"""A run tells where it stands: bars where people look, a line a minute where a log is kept."""
+
+from batchframe.core.shards import Limits
+from batchframe.emulator import LocalServer
+from batchframe.progress import Lines, Tally
+
+
+def test_a_log_has_one_line_a_minute(clock, capsys):
+    lines = Lines(clock)
+    tally = Tally(total=1000, prepared=1000, sent=600, done=300, n_live=3, cost_usd=0.25)
+    for _ in range(10):
+        lines.show(tally)
+        clock.advance(20)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == [
+        # After 60, 120 and 180 seconds: 700 rows are left, 2.33 times as many as were done.
+        "batchframe: 300 of 1,000 rows done, 600 sent, 3 batches live, $0.2500 so far, "
+        f"about {left} min left"
+        for left in (3, 5, 7)
+    ]
+
+
+def test_little_that_is_done_tells_nothing_of_the_rest(clock, capsys):
+    lines = Lines(clock)
+    tally = Tally(
+        total=1000, prepared=1000, sent=1000, done=99, n_live=1, cost_usd=None, note="waiting"
+    )
+    lines.show(tally)
+    clock.advance(60)
+    lines.show(tally)
+    assert capsys.readouterr().err == (
+        "batchframe: 99 of 1,000 rows done, 1,000 sent, 1 batch live, "
+        "a cost that is not known so far, waiting\n"
+    )
+
+
+def test_a_run_without_a_terminal_keeps_a_log(run, clock, capsys):
+    rows = {row: f"question {row}" for row in range(20)}
+    with LocalServer(clock=clock, stage_seconds=600) as server:
+        run(server, rows, progress=True, limits=Limits(max_requests=10))
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) > 3
+    assert shown[0].startswith("batchframe: 0 of 20 rows done, 20 sent, 2 batches live, $0.0000")
+
+
+def test_a_short_run_shows_nothing(run, server, capsys):
+    run(server, {1: "question"}, progress=True)
+    assert capsys.readouterr().err == ""
