@@ -2,8 +2,8 @@
 
     python -m pytest -m benchmark -s tests/benchmarks/test_makespan.py
 
-A provider takes so many prompt tokens at once and needs an hour for each batch. The bound is what is
-to be sent, in queues, times the service time of a batch. The limit is known, or learned from the
+A provider takes so many prompt tokens at once and needs an hour for each batch. The bound is what
+is to be sent, in queues, times the service time of a batch. The limit is known, or learned from the
 first refusal; tokens are guessed from bytes until the first batches tell.
 """
 
