@@ -63,7 +63,10 @@ def settled_keys(results: pa.Table, *, retry_failed: bool) -> pa.FixedSizeBinary
 
 
 def equal_keys(
-    keys: RowKeys, checkpoint: Checkpoint, settled: pa.FixedSizeBinaryArray
+    keys: RowKeys,
+    checkpoint: Checkpoint,
+    settled: pa.FixedSizeBinaryArray,
+    watched: Collection[int] = (),
 ) -> pa.FixedSizeBinaryArray:
     """The key of the request that answers each row, where equal ones are sent once.
 
@@ -71,14 +74,15 @@ def equal_keys(
         keys: All rows.
         checkpoint: What is known of others.
         settled: The keys of results that are not tried again.
+        watched: Shards that were not sent yet, and that somebody is about to send.
     """
     known = []
     for number, shard in checkpoint.shards.items():
         if isinstance(shard.state, Dropped):
             continue
         requests = checkpoint.requests(number).select(["row_key", "body_digest"])
-        if not isinstance(shard.state, _SENT):
-            # Of a shard that was never sent, any row may still go into another.
+        if not isinstance(shard.state, _SENT) and number not in watched:
+            # Of a shard that nobody sends, any row may still go into another.
             requests = requests.filter(pc.is_in(keys_of(requests), value_set=settled))
         known.append(requests)
     return shared_keys(keys, pa.concat_tables(known) if known else _KNOWN.empty_table())

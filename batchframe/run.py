@@ -385,9 +385,12 @@ class _Run:
             if self._is_new() and only is None:
                 self._send_all()
                 return
+            # What answered a row may change with the plan.
+            before = self.keys if self.options.dedupe and only is not None else None
             wanted = self._wanted()
             if only is not None:
-                wanted = pc.and_(wanted, pc.is_in(self.keys, value_set=only))
+                asked = self.keys if before is None else before
+                wanted = pc.and_(wanted, pc.is_in(asked, value_set=only))
             rest, unsent = self._take_up(wanted)
             self._warn_of_deletion(job.number for job in self.jobs)
             is_own = pc.equal(self.keys, self.own_keys)
@@ -423,7 +426,10 @@ class _Run:
             self._settled = settled_keys(results, retry_failed=retry_failed)
         self.keys = self.own_keys
         if self.row_keys is not None and self.options.dedupe:
-            self.keys = equal_keys(self.row_keys, checkpoint, self._settled)
+            watched = [
+                number for number in checkpoint.shards if self.engine.is_watched(checkpoint, number)
+            ]
+            self.keys = equal_keys(self.row_keys, checkpoint, self._settled, watched)
         is_settled = pc.is_in(self.keys, value_set=self._settled)
         return pc.and_(pc.is_valid(self.keys), pc.invert(is_settled))
 

@@ -649,19 +649,21 @@ class _Adapter(Protocol):
     def attach(self, frame: Any, columns: "pa.Table", *, like: Hashable) -> Any: ...
 
 
+def _class_of(library: str, name: str) -> Any:
+    """A class of a library, or none at all: a frame's library is imported, and completely."""
+    return getattr(sys.modules.get(library), name, ())
+
+
 def _adapter(frame: object) -> _Adapter:
-    # A frame's library is imported already: looking it up imports nothing.
-    pandas, polars = sys.modules.get("pandas"), sys.modules.get("polars")
-    if pandas is not None and isinstance(frame, pandas.DataFrame):
+    if isinstance(frame, _class_of("pandas", "DataFrame")):
         from batchframe.frames import pandas as pandas_adapter
 
         return cast("_Adapter", pandas_adapter)
-    if polars is not None and isinstance(frame, polars.DataFrame):
+    if isinstance(frame, _class_of("polars", "DataFrame")):
         from batchframe.frames import polars as polars_adapter
 
         return cast("_Adapter", polars_adapter)
-    pyarrow = sys.modules.get("pyarrow")
-    if pyarrow is not None and isinstance(frame, pyarrow.Table):
+    if isinstance(frame, _class_of("pyarrow", "Table")):
         from batchframe.frames import arrow as arrow_adapter
 
         return cast("_Adapter", arrow_adapter)

@@ -3,6 +3,8 @@
 import copy
 import functools
 import pickle
+import sys
+import types
 import warnings
 
 import pandas as pd
@@ -24,6 +26,12 @@ def settings(client, checkpoint):
         "poll_interval": 0.01,
         "progress": False,
     }
+
+
+def test_a_library_that_another_thread_is_importing_is_not_looked_at(complete, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", types.ModuleType("pandas"))
+    out = complete(pl.DataFrame({"id": [1], "prompt": ["x"]}))
+    assert out["completion"].to_list() == ["echo: x"]
 
 
 def test_the_accessor_the_function_and_the_pipe_give_the_same(frames, settings):

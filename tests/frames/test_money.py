@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import polars as pl
@@ -155,6 +156,18 @@ def test_rows_that_are_answered_already_serve_equal_ones_of_other_frames(frames,
     assert frames.values(out, "completion") == ["echo: new", "echo: same", "echo: new"]
     assert paid() == 3
     assert frames.values(first, "completion")[0] == "echo: same"
+
+
+def test_calls_at_the_same_time_send_equal_requests_once(complete, paid):
+    frames_ = [
+        pl.DataFrame({"id": ids, "prompt": [f"prompt {id_ % 10}" for id_ in ids]})
+        for ids in (range(100), range(100, 200), range(200, 300))
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        outs = list(pool.map(lambda frame: complete(frame, dedupe=True), frames_))
+    for frame, out in zip(frames_, outs, strict=True):
+        assert out["completion"].to_list() == [f"echo: {prompt}" for prompt in frame["prompt"]]
+    assert paid() == 10
 
 
 def test_equal_prompts_with_other_parameters_are_not_equal(complete, paid):
