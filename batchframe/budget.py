@@ -14,13 +14,14 @@ import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.clock import Clock
+from batchframe.core.batches import Collected
 from batchframe.core.estimates import Known, dollars, price_takes, takes
 from batchframe.core.prices import Prices
 from batchframe.core.requests import RowKeys, Rows
 from batchframe.core.retries import latest
 from batchframe.core.spec import Spec
 from batchframe.engine import Job
-from batchframe.errors import BudgetExceededError, ParameterError
+from batchframe.errors import BudgetExceededError, CheckpointCorruptError, ParameterError
 from batchframe.plans import most_usd
 
 __all__ = ["Budget", "check_bounded"]
@@ -128,6 +129,13 @@ class Budget:
     def _most_of(self, number: int) -> float:
         most = self._most.get(number)
         if most is None:
-            most = most_usd(self.checkpoint, number, prices=self.prices, now=self.clock.now())
+            try:
+                most = most_usd(self.checkpoint, number, prices=self.prices, now=self.clock.now())
+            except CheckpointCorruptError:
+                # Collected in this moment: its input is gone, and what it has cost is known.
+                if not isinstance(self.checkpoint.shards[number].state, Collected):
+                    raise
+                results = self.checkpoint.results_of(number)
+                most = pc.sum(results["cost_usd"]).as_py() or 0.0
             self._most[number] = most
         return most

@@ -20,7 +20,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -336,14 +336,16 @@ class Checkpoint:
         *,
         prices: Prices | None = None,
         only: pa.FixedSizeBinaryArray | None = None,
+        numbers: Iterable[int] | None = None,
     ) -> pa.Table:
         """All results, in the order of their shards: of a row tried twice, the last counts.
 
         With `prices`, at the user's own rates where it has any for them. With `only`, those of
-        these row keys; shards that have none of them are not read.
+        these row keys; shards that have none of them are not read. With `numbers`, those of these
+        collected shards.
         """
         tables = [RESULT_SCHEMA.empty_table().select(columns)]
-        for number in self.collected():
+        for number in self.collected() if numbers is None else numbers:
             path = self._results_path(number)
             is_asked = None
             if only is not None:

@@ -7,7 +7,6 @@ A shard that nobody watches any more is left alone: its batch goes on at the pro
 call that needs its rows picks it up where the log has it.
 """
 
-import functools
 import logging
 import os
 import secrets
@@ -49,6 +48,7 @@ from batchframe.core.batches import (
     State,
     TurnedAway,
     Upload,
+    Uploaded,
     UploadStarted,
     Usage,
     next_action,
@@ -87,6 +87,8 @@ _log = logging.getLogger(__name__)
 
 #: Steps that may be performed at once: enough to keep uploads, downloads and parsing overlapping.
 _THREADS = 4
+#: Files of a shard that the provider may lose before a person has to look.
+_LOST_FILES = 3
 #: Results are read by one thread at a time: more would be no faster, as Python runs one of them,
 #: and each holds the answers of a whole shard.
 _one_at_a_time = threading.Lock()
@@ -141,10 +143,14 @@ class Job:
     #: How often the queue was full for its batch, in all and while none of ours was live in it.
     turned_away: int = 0
     turned_away_alone: int = 0
+    #: Uploaded files that the provider did not know afterwards.
+    lost_files: int = 0
     #: No other shard of ours is in its queue.
     alone: bool = False
     #: It has more tokens than its queue takes at all, and is to be cut anew.
     is_too_large: bool = False
+    #: It has no more tokens than the provider says that its queue takes: others fill it.
+    fits: bool = False
     #: Tokens of its answered prompts, as they were guessed and as they were.
     usage: tuple[int, int] = (0, 0)
     #: What the next step waits for, for people; "" while all goes well.
@@ -292,7 +298,9 @@ class Engine:
         while jobs := [job for job in self._jobs.values() if job.busy or not job.is_settled]:
             now = self.clock.monotonic()
             for job in jobs:
-                job.is_too_large = _is_too_large(job, self._queues.get(job.queue, Queue()))
+                queue = self._queues.get(job.queue, Queue())
+                job.is_too_large = _is_too_large(job, queue)
+                job.fits = queue.is_stated and job.load.n_tokens <= (queue.room(None) or 0)
             for job in _startable(jobs, now, self._queues):
                 job.alone = not any(
                     other is not job
@@ -333,7 +341,10 @@ class Engine:
             error = reason
         with self._changed:
             job.busy = False
-            self._learn(job, before)
+            try:
+                self._learn(job, before)
+            except BaseException as reason:  # noqa: BLE001 - as above
+                error = error or reason
             job.error = error
             job.note = note
             job.due = self.clock.monotonic() + delay
@@ -356,7 +367,7 @@ class Engine:
                 queue = queue.refused(messages, n_live=n_live, n_shard=job.load.n_tokens)
                 if isinstance(job.state, Dropped):
                     queue = queue.too_large(job.load.n_tokens)
-            case Creating(), Live():
+            case Live(), Ended(batch=batch) if not was_turned_away(batch):
                 queue = queue.accepted()
             case Ended(), Collected():
                 queue = queue.used(*job.usage)
@@ -365,15 +376,22 @@ class Engine:
         self._queues[job.queue] = queue
 
 
-@functools.cache
+_default = Engine()
+
+
 def default_engine() -> Engine:
     """The engine that all calls of this process share."""
-    return Engine()
+    return _default
+
+
+def _begin_anew() -> None:
+    # The threads of the parent's engine do not exist in a forked child, and locks may be held.
+    global _default, _one_at_a_time
+    _default, _one_at_a_time = Engine(), threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    # The threads of the parent's engine do not exist in a forked child, and its lock may be held.
-    os.register_at_fork(after_in_child=default_engine.cache_clear)
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _queue_of(account: Account, model: str) -> tuple[str, ...]:
@@ -433,8 +451,9 @@ def _perform(job: Job, submission: Submission, clock: Clock) -> _Next:
         case Collect(batch=batch):
             if was_turned_away(batch):
                 is_too_small = job.alone and _is_too_small(job)
-                if not is_too_small or _n_requests(job) > 1:
-                    return _turned_away(job, submission, batch, cut_anew=is_too_small)
+                if job.fits or not is_too_small or _n_requests(job) > 1:
+                    cut_anew = is_too_small and not job.fits
+                    return _turned_away(job, submission, batch, cut_anew=cut_anew)
             return _collect(job, submission, batch, clock)
         case Nothing():
             return _AT_ONCE
@@ -490,6 +509,15 @@ def _refused(job: Job, submission: Submission, refusal: CreateRefused, clock: Cl
         job.since = now
     if now - job.since <= submission.limits.reconcile_seconds:
         raise _refusal(refusal)
+    job.lost_files += 1
+    if job.lost_files > _LOST_FILES:
+        raise ProviderError(
+            f"The provider took {job.lost_files} files, and knows none of them: "
+            f"{refusal.message!r}. Nothing was billed. Check that the key may use files and "
+            "batches of the same project."
+        )
+    if isinstance(job.state, Uploaded):
+        delete_quietly(submission.provider, job.state.file_id)
     job.checkpoint.commit(job.number, FileLost())
     _log.warning("shard %s: the provider lost its file, which is uploaded again", job.number)
     return _AT_ONCE

@@ -192,8 +192,9 @@ class OpenaiBatchAPI:
             RunTimeoutError: `timeout` passed; the batches go on, and the same call resumes.
         """
         check_values(batch_size=batch_size)
-        spec = self._spec(self.setup(**kwargs))
+        spec = self._spec(_with_model(kwargs))
         given, contents = _read_messages(messages)
+        self.setup()
         if not given:
             return []
         answers = run_rows(
@@ -221,7 +222,7 @@ class OpenaiBatchAPI:
         Takes and raises what that takes and raises for bad input. Returns one request for each
         message, in order; its custom_id names id and body.
         """
-        spec = self._spec(self.setup(**kwargs))
+        spec = self._spec(_with_model(kwargs))
         given, contents = _read_messages(messages)
         every = pa.array(range(len(given)), pa.int64())
         requests = render_requests(Rows(ids=_ids(given), prompts=contents), every, spec)
@@ -230,7 +231,7 @@ class OpenaiBatchAPI:
     def setup(self, **kwargs: Any) -> dict[str, Any]:
         """Begin a new account of usage. Returns the body fields, with the default model."""
         self.usage = _no_usage()
-        return {"model": _DEFAULT_MODEL, **kwargs}
+        return _with_model(kwargs)
 
     def update_usage(self, batch: Batch) -> None:
         """Add a batch's usage to the client's."""
@@ -267,6 +268,10 @@ class OpenaiBatchAPI:
 
 
 # What goes in: messages -> ids and contents
+
+
+def _with_model(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"model": _DEFAULT_MODEL, **fields}
 
 
 def _read_messages(messages: Sequence[Any]) -> tuple[list[str | int], pa.Array]:

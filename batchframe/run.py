@@ -281,13 +281,18 @@ class _Run:
     _sent_before: set[int] = field(default_factory=set)
     #: Frozen shards that the budget has no room for yet.
     _held: list[int] = field(default_factory=list)
+    #: Shards with rows of ours that were dropped, and whose rows are to be planned anew.
+    _lost: list[int] = field(default_factory=list)
     #: The shards that were made in this round: each row is in one window, and so in none of them.
     _made: set[int] = field(default_factory=set)
     #: What has come back in this call has cost so much; None where a price is unknown.
     _cost_usd: float | None = 0.0
     #: A row that came back in this round may be tried again.
     _has_unfinished: bool = False
-    #: The keys of results that stand, as this round began.
+    #: The collected shards whose results were read in this round, and what they say.
+    _read: set[int] = field(default_factory=set)
+    _known: pa.Table | None = None
+    #: The keys of those results that stand.
     _settled: pa.FixedSizeBinaryArray | None = None
 
     def __post_init__(self) -> None:
@@ -302,7 +307,9 @@ class _Run:
         started = self.engine.clock.monotonic()
         for round_ in range(self.options.max_retries + 1):
             self.round = round_
-            self._settled, self._has_unfinished = None, False
+            self._known = self._settled = None
+            self._has_unfinished = False
+            self._read.clear()
             self._made.clear()
             self._plan_all()
             if not self.jobs and not self._held:
@@ -343,8 +350,9 @@ class _Run:
         )
 
     def _what_goes_on(self) -> str:
-        live = [job.state.batch for job in self.jobs if isinstance(job.state, Live | Ended)]
-        creating = sum(isinstance(job.state, Creating) for job in self.jobs)
+        states = [shard.state for shard in list(self.checkpoint.shards.values())]
+        live = [state.batch for state in states if isinstance(state, Live | Ended)]
+        creating = sum(isinstance(state, Creating) for state in states)
         goes_on = "1 batch goes on" if len(live) == 1 else f"{len(live)} batches go on"
         said = f"{goes_on} at the provider" if live else "No batch goes on at the provider"
         if creating:
@@ -355,13 +363,29 @@ class _Run:
             said += f", which keeps the results until {until:%Y-%m-%d}"
         return f"{said}. Nothing else is sent."
 
-    def _results(self) -> pa.Table:
-        """What is known of each row that has a result, as far as plans need it."""
+    def _read_results(self) -> pa.FixedSizeBinaryArray:
+        """The keys of results that stand, those of other runs included that came in meanwhile."""
+        # Which shards these are is asked before they are read: the engine goes on, and a shard that
+        # it collects now is watched like one that is under way.
+        new = self._unread()
+        if self._settled is not None and not new:
+            return self._settled
         try:
-            return latest(self.checkpoint.results(FOR_PLANS))
+            table = self.checkpoint.results(FOR_PLANS, numbers=new)
         except CheckpointCorruptError:
             repair(self.checkpoint, self.engine.clock)
-            return latest(self.checkpoint.results(FOR_PLANS))
+            new = self._unread()
+            table = self.checkpoint.results(FOR_PLANS, numbers=new)
+        self._known = table if self._known is None else pa.concat_tables([self._known, table])
+        self._read.update(new)
+        results = latest(self._known)
+        self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
+        retry_failed = self.options.retry_failed and self.round == 0
+        self._settled = settled_keys(results, retry_failed=retry_failed)
+        return self._settled
+
+    def _unread(self) -> list[int]:
+        return [n for n in self.checkpoint.collected() if n not in self._read | self._made]
 
     def _plan_all(self, only: pa.FixedSizeBinaryArray | None = None) -> None:
         """Plan one window after the other; `only` as for `_plan`."""
@@ -419,18 +443,14 @@ class _Run:
             self.own_keys = named.keys
             if self.options.dedupe:
                 self.row_keys = named
-        if self._settled is None:
-            results = self._results()
-            self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
-            retry_failed = self.options.retry_failed and self.round == 0
-            self._settled = settled_keys(results, retry_failed=retry_failed)
+        settled = self._read_results()
         self.keys = self.own_keys
         if self.row_keys is not None and self.options.dedupe:
             watched = [
                 number for number in checkpoint.shards if self.engine.is_watched(checkpoint, number)
             ]
-            self.keys = equal_keys(self.row_keys, checkpoint, self._settled, watched)
-        is_settled = pc.is_in(self.keys, value_set=self._settled)
+            self.keys = equal_keys(self.row_keys, checkpoint, settled, watched)
+        is_settled = pc.is_in(self.keys, value_set=settled)
         return pc.and_(pc.is_valid(self.keys), pc.invert(is_settled))
 
     def _take_up(self, wanted: pa.BooleanArray) -> tuple[pa.BooleanArray, pa.BooleanArray]:
@@ -440,7 +460,7 @@ class _Run:
         """
         unsent = wanted
         for number, shard in list(self.checkpoint.shards.items()):
-            if isinstance(shard.state, Collected | Dropped) or number in self._made:
+            if isinstance(shard.state, Dropped) or number in self._read | self._made:
                 continue
             ours = pc.is_in(self.keys, value_set=keys_of(self.checkpoint.requests(number)))
             n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
@@ -457,7 +477,6 @@ class _Run:
     def _send_all(self) -> None:
         """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""
         positions = _by_model(self.rows, pc.indices_nonzero(pc.is_valid(self.rows.prompts)))
-        self._settled = pa.array([], pa.binary(16))
         self.n_planned = len(positions) + self._n_held()
         self.n_planned += sum(_n_requests(job) for job in self.jobs)
         self._look()
@@ -490,13 +509,14 @@ class _Run:
         return within_queue(limits, min((r for r in rooms if r is not None), default=None))
 
     def _watch_over(self) -> None:
-        """Look, and send the rows of shards anew that were too large for the queue."""
+        """Look, and send the rows anew of shards that were given up before they were sent."""
         self._look()
-        dropped = [job for job in self.jobs if isinstance(job.state, Dropped)]
-        if dropped:
-            for job in dropped:
-                self.jobs.remove(job)
-            keys = [keys_of(self.checkpoint.requests(job.number)) for job in dropped]
+        for job in [job for job in self.jobs if isinstance(job.state, Dropped)]:
+            self.jobs.remove(job)
+            self._lost.append(job.number)
+        if self._lost:
+            lost, self._lost = self._lost, []
+            keys = [keys_of(self.checkpoint.requests(number)) for number in lost]
             self._plan_all(pa.concat_arrays(keys))
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
@@ -531,7 +551,8 @@ class _Run:
             )
 
     def _watch(self, number: int) -> None:
-        if isinstance(self.checkpoint.shards[number].state, Creating | Live | Ended):
+        sent = Creating | Live | Ended | Collected
+        if isinstance(self.checkpoint.shards[number].state, sent):
             self._sent_before.add(number)
         job = self.engine.watch(self, self.checkpoint, number, self.submission)
         if job not in self.jobs:
@@ -551,8 +572,14 @@ class _Run:
                 self.budget.spend(job.number, results)
                 if job.number not in self._sent_before:
                     self._stop_if_hopeless(results)
-        while self._held and self.budget.has_room(self._held[0], self.jobs):
-            self._watch(self._held.pop(0))
+        while self._held:
+            number = self._held[0]
+            if isinstance(self.checkpoint.shards[number].state, Dropped):
+                self._lost.append(self._held.pop(0))  # by a run that wants only some of its rows
+            elif self.budget.has_room(number, self.jobs):
+                self._watch(self._held.pop(0))
+            else:
+                break
         if self._held and all(job.number in self._looked_at for job in self.jobs):
             raise self.budget.exceeded(self._held[0], self._n_unsent())
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 __all__ = ["Queue"]
 
 #: "Limit: 2,000,000 enqueued tokens." (openai-python issue 2084, 2025).
-_STATED = re.compile(r"[Ll]imit:? ([\d,]+)")
+_STATED = re.compile(r"[Ll]imit:? ([1-9][\d,]*)")
 #: Part of what was in a queue that was full which is taken for its limit, where it is not stated.
 _CAUTION = 0.9
 #: How a limit that is not stated grows with each batch that the queue takes.
@@ -38,11 +38,14 @@ class Queue:
         stated = [found[1] for text in messages if (found := _STATED.search(text))]
         if stated:
             return replace(self, limit=float(stated[0].replace(",", "")), is_stated=True)
-        return self.too_large(n_live + n_shard, part=_CAUTION)
+        if not n_live:  # others fill it, or the shard is too large: nobody knows yet
+            return self
+        limit = max(_CAUTION * (n_live + n_shard), n_live, n_shard) * self._ratio
+        return replace(self, limit=limit if self.limit is None else min(limit, self.limit))
 
-    def too_large(self, n_tokens: int, *, part: float = 0.5) -> "Queue":
-        """After `n_tokens`, guessed, did not fit again and again: a part of them may."""
-        limit = n_tokens * self._ratio * part
+    def too_large(self, n_tokens: int) -> "Queue":
+        """After `n_tokens`, guessed, did not fit again and again: half of them may."""
+        limit = n_tokens * self._ratio / 2
         if self.limit is not None:
             limit = min(limit, self.limit)
         return replace(self, limit=max(1.0, limit), is_stated=False)

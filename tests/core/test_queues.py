@@ -32,7 +32,10 @@ def test_else_a_part_of_what_was_there_is_taken_for_the_limit_and_grows():
     queue = Queue().refused(["The queue is full."], n_live=600, n_shard=400)
     assert queue.room(None) == 900
     assert queue.accepted().room(None) == pytest.approx(945)
-    assert queue.refused([""], n_live=0, n_shard=500).room(None) == 450
+    # Which fits one shard at least, and alone tells nothing: others may fill the queue.
+    assert Queue().refused([""], n_live=10, n_shard=200).room(None) == 200
+    assert queue.refused([""], n_live=0, n_shard=500) == queue
+    assert Queue().refused(["token limit , see the page. Limit: 0"], n_live=0, n_shard=1) == Queue()
     # It never grows by a refusal.
     assert queue.refused([""], n_live=5000, n_shard=500).room(None) == 900
 

@@ -4,6 +4,7 @@ import errno
 import itertools
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +16,13 @@ import pytest
 import batchframe as bf
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider
+from batchframe.core.batches import Collected
 from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, LocalServer
 from batchframe.engine import Submission
-from batchframe.run import Options, find_rows, run_windows
+from batchframe.run import Options, find_rows, run_rows, run_windows
 from batchframe.storage import Storage
 
 
@@ -777,3 +779,96 @@ def test_the_search_for_a_lost_batch_is_told(run, server, clock):
 
     with pytest.raises(bf.RunTimeoutError, match=r"No batch goes on .*, and 1 more may"):
         run(server, rows_of(10), timeout=100)
+
+
+class LooksAway(Storage):
+    """A disk on which a thread named "late" reads the first results until the second are there."""
+
+    def __init__(self, go_on: threading.Event) -> None:
+        self._go_on = go_on
+
+    def open(self, path: Path) -> BinaryIO:
+        is_late = threading.current_thread().name == "late"
+        is_first = (path.parent.name, path.name) == ("results", "00000.parquet")
+        if is_late and is_first and not self._go_on.is_set():
+            self._go_on.set()
+            until_collected(path.parents[1], 1)
+        return super().open(path)
+
+
+def until_collected(path: Path, number: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        checkpoint = Checkpoint._open.get(path.resolve())
+        shard = checkpoint and checkpoint.shards.get(number)
+        if shard and isinstance(shard.state, Collected):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"shard {number} was not collected")
+
+
+def test_a_batch_that_is_collected_while_another_run_plans_is_not_sent_again(run, clock, tmp_path):
+    go_on = threading.Event()
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        if text == "second":
+            assert go_on.wait(20)
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+
+    rows: dict[int, str | None] = {1: "first", 2: "second"}
+    limits, disk = Limits(max_requests=1), LooksAway(go_on)
+    with LocalServer(CallableModel(answer, instant=False), clock=clock) as server:
+        found = []
+        early, late = (
+            threading.Thread(
+                target=lambda: found.append(run(server, rows, limits=limits, storage=disk)),
+                name=name,
+            )
+            for name in ("early", "late")
+        )
+        early.start()
+        until_collected(tmp_path / "checkpoint", 0)
+        late.start()
+        for thread in (early, late):
+            thread.join(30)
+
+        assert [completions(results) for results in found] == [["first", "second"]] * 2
+        assert server.calls()["batches.create"] == 2
+
+
+def test_what_another_run_answered_between_two_windows_is_not_sent_again(clock, engine, tmp_path):
+    place = tmp_path / "checkpoint"
+    both = [
+        Rows(
+            ids=pa.array(range(n, n + 10)),
+            prompts=pa.array([f"question {row}" for row in range(n, n + 10)]),
+        )
+        for n in (0, 10)
+    ]
+    with LocalServer(clock=clock) as server:
+        provider = Provider(server.client())
+        spec = Spec(model="gpt-4o", account=provider.account)
+        submission = Submission(
+            provider=provider, limits=Limits(), completion_window="24h", poll_interval=None
+        )
+        options = Options(progress=False)
+        asked = []
+
+        def windows():
+            asked.append("once more")
+            yield both[0]
+            if len(asked) == 2:  # the first time they are only looked at
+                run_rows(both[1], spec, submission, place, options=options, engine=engine)
+            yield both[1]
+
+        run_windows(windows, spec, submission, place, options=options, engine=engine)
+        assert_each_paid_once(server, 20)
+
+
+def test_files_that_the_provider_loses_again_and_again_end_in_an_error(run, server):
+    server.inject(Fault("batches.create", "not-visible", times=None))
+    with pytest.raises(bf.ProviderError, match="took 4 files, and knows none of them"):
+        run(server, rows_of(10))
+    assert server.calls()["files.create"] == 4
+    assert server.calls()["files.delete"] == 3
