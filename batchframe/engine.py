@@ -27,6 +27,7 @@ from batchframe.client import Provider, Unavailable
 from batchframe.clock import Clock, SystemClock
 from batchframe.core.batches import (
     BatchSeen,
+    BatchStatus,
     Collect,
     Collected,
     Create,
@@ -539,16 +540,21 @@ def _reconcile(job: Job, submission: Submission, search: Reconcile, clock: Clock
     provider = submission.provider
     found = provider.find(file_id=search.file_id, token=search.token, since=search.since)
     if found:
+        # Of several the oldest that came to something: one that failed has no answers to lose.
+        came_to_nothing = {BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}
+        found.sort(key=lambda batch: batch.status in came_to_nothing)
         for extra in found[1:]:
             _log.warning(
-                "shard %s: batch %s reads the same file as %s; it is cancelled, and the %s "
-                "requests that it has done are billed twice",
+                "shard %s: batch %s reads the same file as %s; it is cancelled if it still runs, "
+                "and the %s requests that it has done are billed twice",
                 job.number,
                 extra.batch_id,
                 found[0].batch_id,
                 extra.n_done,
             )
-            provider.cancel(extra.batch_id)
+            if not extra.status.is_final:
+                with suppress(ProviderError):  # it has ended in this moment
+                    provider.cancel(extra.batch_id)
         job.checkpoint.commit(job.number, found[0])
         return _AT_ONCE
     now = clock.monotonic()

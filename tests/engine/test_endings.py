@@ -134,6 +134,25 @@ def test_of_two_batches_for_one_file_the_oldest_counts_and_the_other_is_cancelle
         assert "billed twice" in caplog.text
 
 
+def test_of_two_batches_for_one_file_one_that_failed_does_not_count(run, clock):
+    rows = rows_of(3)
+    with LocalServer(clock=clock, stage_seconds=60) as server:
+        server.inject(Fault("batches.create", "lands-late:200"))
+        server.inject(Fault("batches.list", "error-before:500", times=None))
+        start(run, server, rows)
+        (first,) = (call for call in server.client().files.list().data if call.purpose == "batch")
+        # Older, and refused: its address is not that of the lines.
+        client = server.client()
+        client.batches.create(
+            input_file_id=first.id, endpoint="/v1/embeddings", completion_window="24h"
+        )
+        clock.advance(300)
+        server._script._calls.clear()
+
+        assert completions(run(server, rows)) == answers_to(rows)
+        assert server.billed().requests == 3
+
+
 def test_a_batch_that_lists_show_five_minutes_late_is_found(run, server):
     server.inject(Fault("batches.create", "reply-lost-after"))
     server.inject(Fault("batches.create", "list-lag:300"))

@@ -55,6 +55,17 @@ def test_all_kinds_of_messages_in_one_list(server, client_of):
     assert texts([batch]) == ["echo: one", "echo: two", "echo: three", "echo: four"]
 
 
+def test_what_sends_nothing_leaves_the_usage_of_the_last_call(server, client_of):
+    client = client_of(server)
+    client.batchs_completion(questions(2))
+    used = client.usage
+    assert used["prompt"]["tokens"] > 0
+    client.prepare_reqs(questions(1))
+    with pytest.raises(bf.InputError):
+        client.batchs_completion([3])
+    assert client.usage is used
+
+
 def test_body_fields_go_into_every_request(server, client_of):
     fields = {
         "model": "gpt-4o",
