@@ -64,8 +64,8 @@ from batchframe.core.retries import (
     retry_delay,
     was_turned_away,
 )
-from batchframe.core.schedule import Load, admit
-from batchframe.core.shards import Limits
+from batchframe.core.schedule import Load, admit, until_create
+from batchframe.core.shards import MAX_CREATES_PER_HOUR, Limits
 from batchframe.core.spec import Account
 from batchframe.errors import (
     AccountMismatchError,
@@ -202,6 +202,8 @@ class Engine:
     _thread: threading.Thread | None = None
     #: What is learned of the providers' queues, by account and model.
     _queues: dict[tuple[str, ...], Queue] = field(default_factory=dict)
+    #: When batches were created, by account, on the clock's monotonic scale.
+    _creates: dict[Account, list[float]] = field(default_factory=dict)
 
     def room(self, account: Account, model: str, given: int | None) -> float | None:
         """Guessed tokens that fit into the empty queue; None where no limit is known."""
@@ -303,6 +305,8 @@ class Engine:
                 job.is_too_large = _is_too_large(job, queue)
                 job.fits = queue.is_stated and job.load.n_tokens <= (queue.room(None) or 0)
             for job in _startable(jobs, now, self._queues):
+                if isinstance(job.state, Uploaded) and not self._may_create(job, now):
+                    continue
                 job.alone = not any(
                     other is not job
                     and other.queue == job.queue
@@ -317,6 +321,19 @@ class Engine:
                 min(waiting) - now if waiting else None,
                 idle=bool(waiting) and not any(job.busy for job in jobs),
             )
+
+    def _may_create(self, job: Job, now: float) -> bool:
+        """Count a create of the account that begins now, or have the job wait for its hour."""
+        creates = self._creates.setdefault(job.checkpoint.spec.account, [])
+        per_hour = job.limits.max_creates_per_hour
+        wait = until_create(creates, now, per_hour)
+        if wait:
+            job.due = now + wait
+            job.note = f"{per_hour:,} batches were created within an hour; again in {wait:.0f} s"
+            return False
+        creates.append(now)
+        del creates[:-MAX_CREATES_PER_HOUR]  # no hour has more
+        return True
 
     def _step(self, job: Job) -> None:
         with self._changed:

@@ -1,4 +1,4 @@
-"""Which shards may be live now.
+"""Which shards may be live now, and when the next may be created.
 
 A waiting shard goes when its account has a free place for a batch and, where the queue's size is
 known, room for its tokens. A shard that alone exceeds the queue goes when nothing else is live:
@@ -12,7 +12,9 @@ from types import MappingProxyType
 from batchframe.core.queues import Queue
 from batchframe.core.shards import Limits
 
-__all__ = ["Load", "admit"]
+__all__ = ["Load", "admit", "until_create"]
+
+_HOUR_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,16 @@ class Load:
 
 
 _UNKNOWN = Queue()
+
+
+def until_create(creates: Sequence[float], now: float, per_hour: int) -> float:
+    """Seconds until the account may create another batch, so that no hour has more than `per_hour`.
+
+    `creates` are the times of earlier ones, in order, on the scale of `now`.
+    """
+    if len(creates) < per_hour:
+        return 0.0
+    return max(0.0, creates[-per_hour] + _HOUR_SECONDS - now)
 
 
 def admit(

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from batchframe.core.requests import Requests
 from batchframe.errors import ParameterError
 
-__all__ = ["MAX_FILE_BYTES", "MAX_FILE_REQUESTS", "Limits", "cut_shards", "within_queue"]
+__all__ = [
+    "MAX_CREATES_PER_HOUR",
+    "MAX_FILE_BYTES",
+    "MAX_FILE_REQUESTS",
+    "Limits",
+    "cut_shards",
+    "within_queue",
+]
 
 #: Requests in one batch: "up to 50,000 requests" (OpenAI, Batch guide and API spec, 2026-08).
 MAX_FILE_REQUESTS = 50_000
@@ -20,6 +27,8 @@ MAX_FILE_REQUESTS = 50_000
 MAX_FILE_BYTES = 209_715_200
 
 
+#: Batches that an account may create within an hour (OpenAI, Batch guide, 2026-08).
+MAX_CREATES_PER_HOUR = 2_000
 #: Into how many parts a queue is cut whose size is known: while one batch is made ready or
 #: collected, the others keep the queue full.
 _PARTS_OF_QUEUE = 4
@@ -42,6 +51,8 @@ class Limits:
     max_enqueued_tokens: int | None = None
     #: Batches of the account and model that may be live at once.
     max_live_batches: int = 64
+    #: Batches of the account that may be created within any hour, at most 2,000.
+    max_creates_per_hour: int = 2_000
     #: How long to look for a batch whose creation got no answer before sending it again, in
     #: seconds. A request may land minutes after its reply was lost.
     reconcile_seconds: float = 600
@@ -52,6 +63,7 @@ class Limits:
             ("max_bytes", self.max_bytes, MAX_FILE_BYTES),
             ("max_enqueued_tokens", self.max_enqueued_tokens, None),
             ("max_live_batches", self.max_live_batches, None),
+            ("max_creates_per_hour", self.max_creates_per_hour, MAX_CREATES_PER_HOUR),
         ):
             if value is None and name == "max_enqueued_tokens":
                 continue

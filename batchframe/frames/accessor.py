@@ -7,6 +7,7 @@ nothing but the frame. Heavy libraries are imported when a call needs them.
 
 import functools
 import inspect
+import tempfile
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
@@ -937,11 +938,101 @@ class OpenAIBatch:
     estimate = _method(estimate)
 
 
+#: Where the answers of LazyFrames are, until the process ends.
+_stored: list[tempfile.TemporaryDirectory[str]] = []
+
+
+class LazyOpenAIBatch:
+    """`lf.openai_batch`: the Batch API on the columns of a Polars LazyFrame, in bounded memory."""
+
+    def __init__(self, frame: "pl.LazyFrame") -> None:
+        """Take the frame; its query does not run before a method is called."""
+        self._frame = frame
+
+    def complete(
+        self, prompt_col: str | None = None, id_col: str | None = None, /, **keywords: Any
+    ) -> "pl.LazyFrame":
+        """Run the query once, send its rows, wait, and give back a LazyFrame of the answers.
+
+        Rows and answers are in a parquet file in the folder for temporary files (TMPDIR) until the
+        process ends; so what is made of them runs neither the query nor the batches again. To keep
+        them use `sink_parquet`, or the checkpoint, from which the same call again takes what is
+        paid.
+
+        Args:
+            prompt_col: As for `complete`.
+            id_col: The column with the ids, as for `complete`; unique, and never None.
+            **keywords: As for `complete_parquet`.
+
+        Returns:
+            The rows of the query in its order, all of their columns, and the new ones of
+            `complete`.
+
+        Raises:
+            As `complete`.
+
+        Example:
+            >>> import batchframe as bf, polars as pl
+            >>> lf = pl.LazyFrame({"id": [1, 2], "prompt": ["2 + 2?", "3 + 3?"]})
+            >>> with bf.emulator.LocalServer() as server:
+            ...     out = lf.openai_batch.complete(
+            ...         "prompt", "id", model="gpt-4o-mini", client=server.client(), progress=False
+            ...     )
+            >>> out.select("completion").collect().to_series().to_list()
+            ['echo: 2 + 2?', 'echo: 3 + 3?']
+        """
+        from batchframe.frames import polars
+
+        folder = tempfile.TemporaryDirectory(prefix="batchframe-")
+        try:
+            path = self.sink_parquet(
+                Path(folder.name, "answers.parquet"), prompt_col, id_col, **keywords
+            )
+            answers = polars.scan(path, self._frame)
+        except BaseException:
+            folder.cleanup()
+            raise
+        _stored.append(folder)
+        return answers
+
+    def sink_parquet(
+        self,
+        target: str | Path,
+        prompt_col: str | None = None,
+        id_col: str | None = None,
+        /,
+        **keywords: Any,
+    ) -> Path:
+        """Run the query once, send its rows, wait, and write them with their answers.
+
+        The rows are kept in the folder for temporary files (TMPDIR) meanwhile.
+
+        Args:
+            target: The parquet file, as for `complete_parquet`.
+            prompt_col: As for `complete`.
+            id_col: As for `complete_parquet`.
+            **keywords: As for `complete_parquet`.
+
+        Returns:
+            The target's path.
+
+        Raises:
+            As `complete_parquet`.
+        """
+        from batchframe.frames import polars
+
+        with tempfile.TemporaryDirectory(prefix="batchframe-") as folder:
+            source = Path(folder, "rows.parquet")
+            polars.sink(self._frame, source)
+            return complete_parquet(source, target, prompt_col, id_col, **keywords)
+
+
 def register(library: Any) -> None:
-    """Give the DataFrames of an imported pandas or Polars the accessor `openai_batch`."""
+    """Give the frames of an imported pandas or Polars the accessor `openai_batch`."""
     if hasattr(library.DataFrame, "openai_batch"):  # a notebook that reloads modules
         return
     if library.__name__ == "pandas":
         library.api.extensions.register_dataframe_accessor("openai_batch")(OpenAIBatch)
     else:
         library.api.register_dataframe_namespace("openai_batch")(OpenAIBatch)
+        library.api.register_lazyframe_namespace("openai_batch")(LazyOpenAIBatch)

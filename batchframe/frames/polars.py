@@ -1,6 +1,7 @@
-"""Polars DataFrames at the door."""
+"""Polars DataFrames at the door, and LazyFrames by way of parquet files."""
 
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -9,7 +10,17 @@ import pyarrow as pa
 
 from batchframe.errors import ColumnError
 
-__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels", "objects"]
+__all__ = [
+    "attach",
+    "column",
+    "index_names",
+    "labels",
+    "lists",
+    "new_labels",
+    "objects",
+    "scan",
+    "sink",
+]
 
 
 def labels(frame: pl.DataFrame) -> list[Hashable]:
@@ -62,3 +73,13 @@ def new_labels(columns: pa.Table) -> list[str]:
 def attach(frame: pl.DataFrame, columns: pa.Table, *, like: Hashable) -> pl.DataFrame:  # noqa: ARG001 - pandas needs it
     """A new frame with the columns appended by position."""
     return frame.with_columns(pl.Series(name, columns[name]) for name in columns.column_names)
+
+
+def sink(frame: pl.LazyFrame, path: Path) -> None:
+    """Run the query, once and streaming, into a parquet file."""
+    frame.sink_parquet(path)
+
+
+def scan(path: Path, frame: pl.LazyFrame) -> pl.LazyFrame:
+    """The rows of a parquet file, with the dtypes that the columns of `frame` have."""
+    return pl.scan_parquet(path).cast(frame.collect_schema())

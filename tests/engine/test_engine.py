@@ -20,8 +20,8 @@ from batchframe.core.batches import Collected
 from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
-from batchframe.emulator import CallableModel, Fault, LocalServer
-from batchframe.engine import Submission
+from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
+from batchframe.engine import Engine, Submission
 from batchframe.run import Options, find_rows, run_rows, run_windows
 from batchframe.storage import Storage
 
@@ -872,3 +872,28 @@ def test_files_that_the_provider_loses_again_and_again_end_in_an_error(run, serv
         run(server, rows_of(10))
     assert server.calls()["files.create"] == 4
     assert server.calls()["files.delete"] == 3
+
+
+def test_no_more_batches_are_created_in_an_hour_than_the_account_may(tmp_path):
+    clock = JumpClock()
+    with LocalServer(clock=clock, stage_seconds=1.0) as server:
+        provider = Provider(server.client())
+        answers = run_rows(
+            Rows(ids=pa.array(range(5)), prompts=pa.array(list("abcde"))),
+            Spec(model="gpt-4o", account=provider.account),
+            Submission(
+                provider=provider,
+                limits=Limits(max_requests=1, max_creates_per_hour=2),
+                completion_window="24h",
+                poll_interval=None,
+            ),
+            tmp_path / "checkpoint",
+            options=Options(progress=False),
+            engine=Engine(clock),
+        )
+        batches = server.client().batches.list(limit=100)
+        created = sorted(batch.created_at for batch in batches)
+    assert answers.results["status"].to_pylist() == ["ok"] * 5
+    assert len(created) == 5
+    assert created[1] - created[0] < 3600 <= created[2] - created[0] + 1
+    assert created[3] - created[2] < 3600 <= created[4] - created[2] + 1

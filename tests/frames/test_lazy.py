@@ -1,0 +1,83 @@
+"""LazyFrames: the query runs once, and so do its batches."""
+
+import datetime as dt
+from decimal import Decimal
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+import batchframe as bf
+
+
+@pytest.fixture
+def settings(client, checkpoint):
+    return {
+        "model": "gpt-4o-mini",
+        "client": client,
+        "checkpoint": checkpoint,
+        "poll_interval": 0.01,
+        "progress": False,
+    }
+
+
+def test_a_query_runs_once_and_its_answers_are_a_query(settings, paid):
+    runs = []
+
+    def seen(batch):
+        runs.append(batch.height)
+        return batch
+
+    frame = pl.LazyFrame({"id": range(100), "prompt": [f"row {n}" for n in range(100)]})
+    query = frame.filter(pl.col("id") >= 10).map_batches(seen, schema=frame.collect_schema())
+    out = query.openai_batch.complete("prompt", "id", **settings)
+    assert isinstance(out, pl.LazyFrame)
+    few = out.filter(pl.col("id") < 12).select("completion").collect()
+    assert few["completion"].to_list() == ["echo: row 10", "echo: row 11"]
+    assert out.select(pl.len()).collect().item() == 90
+    assert sum(runs) == 90
+    assert paid() == 90
+
+
+def test_columns_keep_their_dtypes_and_values(settings):
+    frame = pl.DataFrame(
+        {
+            "id": [1, 2],
+            "prompt": ["a", None],
+            "category": pl.Series(["x", "y"], dtype=pl.Categorical),
+            "enum": pl.Series(["u", "v"], dtype=pl.Enum(["u", "v"])),
+            "decimal": [Decimal("1.50"), None],
+            "duration": [dt.timedelta(seconds=1), None],
+            "when": pl.Series([None, 1], dtype=pl.Int64).cast(pl.Datetime("ns", "UTC")),
+            "time": [dt.time(1, 2, 3), None],
+            "list": [[1, 2], []],
+            "struct": [{"a": 1, "b": "x"}, {"a": None, "b": None}],
+            "binary": [b"\x00", None],
+            "small": pl.Series([1, None], dtype=pl.Int8),
+            "array": pl.Series([[1, 2], [3, 4]], dtype=pl.Array(pl.Int16, 2)),
+        }
+    )
+    out = frame.lazy().openai_batch.complete("prompt", "id", **settings).collect()
+    assert_frame_equal(out.select(frame.columns), frame)
+    eager = frame.openai_batch.complete("prompt", "id", **settings)
+    assert_frame_equal(out, eager)
+
+
+def test_it_sinks_into_a_file(settings, tmp_path, paid):
+    frame = pl.LazyFrame({"id": ["a", "b"], "prompt": ["x", "y"]})
+    target = tmp_path / "out.parquet"
+    assert frame.openai_batch.sink_parquet(target, "prompt", "id", **settings) == target
+    assert pl.read_parquet(target)["completion"].to_list() == ["echo: x", "echo: y"]
+    frame.openai_batch.complete("prompt", "id", **settings)
+    assert paid() == 2
+
+
+def test_mistakes_are_told_and_nothing_is_sent(settings, paid):
+    frame = pl.LazyFrame({"id": [1, 1], "prompt": ["x", "y"]})
+    with pytest.raises(bf.RowError, match="id"):
+        frame.openai_batch.complete("prompt", "id", **settings)
+    with pytest.raises(bf.ParameterError, match="id_col"):
+        frame.openai_batch.complete("prompt", **settings)
+    with pytest.raises(bf.ParameterError, match="checkpoint"):
+        frame.openai_batch.complete("prompt", "id", **settings, checkpiont="there")
+    assert paid() == 0
