@@ -50,6 +50,9 @@ _DIGEST_BYTES = 16
 #: Bytes per token assumed before real usage is known: cautious for English, near for most scripts
 #: (measured over prose in seven languages, 2026-11).
 _BYTES_PER_TOKEN = 3
+#: Tokens of a request beside its texts: 3 for each message, 1 for its role and 3 for the answer's
+#: beginning (OpenAI cookbook, "How to count tokens with tiktoken", 2026-08), rounded up.
+_TOKENS_AROUND = 8
 
 
 #: What each endpoint calls the list of messages in a body.
@@ -188,6 +191,9 @@ class _Renderer:
         self._encode = msgspec.json.Encoder().encode
         #: Bytes of a line beside its body.
         self.envelope_bytes = len(self.line(bytes(_DIGEST_BYTES), b""))
+        params = len(head) - len(msgspec.json.encode({"model": spec.model or model}))
+        #: Bytes of a body beside its texts and parameters: they are no tokens.
+        self.bare_bytes = len(self.body("", None)) - params - len(messages)
 
     def body(self, prompt: str | bytes, fields: bytes | None) -> bytes:
         if isinstance(prompt, bytes):
@@ -298,7 +304,7 @@ def row_keys(rows: Rows, spec: Spec) -> RowKeys:
         around = chunk.envelope_bytes
         sizes += [None if body is None else around + len(body) for body in chunk.bodies]
         digests += named
-        tokens += [None if body is None else _guessed_tokens(body) for body in chunk.bodies]
+        tokens += [None if body is None else chunk.guessed_tokens(body) for body in chunk.bodies]
     return RowKeys(
         pa.array(keys, pa.binary(_DIGEST_BYTES)),
         pa.array(sizes, pa.int64()),
@@ -354,7 +360,7 @@ def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Req
             keys = list(map(_row_key, chunk.tags, digests))
             ids = [tag[1:] for tag in chunk.tags]
             lines = list(map(chunk.line, keys, bodies))
-            tokens = list(map(_guessed_tokens, bodies))
+            tokens = list(map(chunk.guessed_tokens, bodies))
             place = 0
             for model, run in groupby(chunk.models) if rows.models else ((None, bodies),):
                 end = place + sum(1 for _ in run)
@@ -364,10 +370,6 @@ def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Req
 
 def _digest(body: bytes) -> bytes:
     return blake2b(body, digest_size=_DIGEST_BYTES).digest()
-
-
-def _guessed_tokens(body: bytes) -> int:
-    return len(body) // _BYTES_PER_TOKEN + 1
 
 
 def _row_key(tag: str, digest: bytes) -> bytes:
@@ -395,6 +397,12 @@ class _Chunk:
     line: Callable[[bytes, bytes], bytes]
     #: Bytes of a line beside its body.
     envelope_bytes: int
+    #: Bytes of a body beside its texts and parameters.
+    bare_bytes: int
+
+    def guessed_tokens(self, body: bytes) -> int:
+        """Tokens that a request with this body probably has."""
+        return max(0, len(body) - self.bare_bytes) // _BYTES_PER_TOKEN + _TOKENS_AROUND
 
 
 def _chunks(rows: Rows, spec: Spec) -> Iterator[_Chunk]:
@@ -416,7 +424,7 @@ def _chunks(rows: Rows, spec: Spec) -> Iterator[_Chunk]:
                 for prompt, model, fields in own
             ]
         tags = [letter + text for text in ids]
-        yield _Chunk(tags, bodies, models, shared.line, shared.envelope_bytes)
+        yield _Chunk(tags, bodies, models, shared.line, shared.envelope_bytes, shared.bare_bytes)
 
 
 def _own(column: pa.Array | None, start: int) -> Iterable[Any]:

@@ -25,13 +25,13 @@ MAX_FILE_REQUESTS = 50_000
 #: Size of one input file, in bytes. The guide says 200 MB; the service's own refusal says "larger
 #: than the 209715200 maximum" (OpenAI, Batch guide and error text, 2026-08).
 MAX_FILE_BYTES = 209_715_200
-
-
 #: Batches that an account may create within an hour (OpenAI, Batch guide, 2026-08).
 MAX_CREATES_PER_HOUR = 2_000
+
 #: Into how many parts a queue is cut whose size is known: while one batch is made ready or
-#: collected, the others keep the queue full.
-_PARTS_OF_QUEUE = 4
+#: collected, the others keep the queue full; and what is left free because no further part fits is
+#: at most a sixteenth.
+_PARTS_OF_QUEUE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -96,7 +96,7 @@ class LocalServer:
         *,
         directory: str | Path | None = None,
         clock: Clock | None = None,
-        stage_seconds: float = 0.05,
+        stage_seconds: float | Callable[[str], float] = 0.05,
         row_seconds: float = 0.0,
         port: int = 0,
         max_requests: int = MAX_REQUESTS,

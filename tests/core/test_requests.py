@@ -152,11 +152,24 @@ def test_rows_beyond_the_first_chunk_are_named_as_they_would_be_alone():
     ]
 
 
-def test_tokens_are_estimated_as_a_third_of_the_body_and_one():
-    (request,) = rendered(pa.array([1]), pa.array(["Hello"]))
-    body = b'{"model":"gpt-4o-mini","messages":[{"role":"user","content":"Hello"}]}'
-    assert len(body) == 70
-    assert request.n_tokens == 24
+@pytest.mark.parametrize(
+    ("prompt", "extra", "n_tokens"),
+    [
+        ("Hello", {}, 5 // 3 + 8),
+        ("x" * 300, {}, 100 + 8),
+        # {"role":"system","content":"Be brief."}, is 41 bytes.
+        ("Hello", {"system": "Be brief."}, (5 + 41) // 3 + 8),
+        # ,"temperature":0 is 16 bytes.
+        ("Hello", {"params": {"temperature": 0}}, (5 + 16) // 3 + 8),
+        ("Hello", {"endpoint": "/v1/embeddings"}, 5 // 3 + 8),
+    ],
+)
+def test_tokens_are_guessed_as_a_third_of_the_texts_and_what_stands_around(prompt, extra, n_tokens):
+    spec = Spec(model="gpt-4o-mini", account=SPEC.account, **extra)
+    rows = Rows(ids=pa.array([1]), prompts=pa.array([prompt]))
+    (chunk,) = render_requests(rows, pa.array([0]), spec)
+    assert chunk.n_tokens == [n_tokens]
+    assert row_keys(rows, spec).n_tokens.to_pylist() == [n_tokens]
 
 
 # The row key
