@@ -57,7 +57,7 @@ from batchframe.parameters import (
     check_values,
     checkpoint_path,
 )
-from batchframe.run import Answers, Options, run_rows, warn_of_unknown_prices
+from batchframe.rounds import Answers, Options, run_rows, warn_of_unknown_prices
 
 if TYPE_CHECKING:
     import openai

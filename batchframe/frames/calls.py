@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from batchframe.core.spec import Account, Spec
     from batchframe.engine import Submission
     from batchframe.frames.usage import Usage
-    from batchframe.run import Options
+    from batchframe.rounds import Options
 
 __all__ = [
     "EMBEDDINGS",
@@ -480,7 +480,7 @@ def sent(
 ) -> "tuple[pa.Table, pa.Int64Array]":
     """What the provider answers, or has answered; `spec` are the fields but the account."""
     from batchframe.core.prices import unpriced_models
-    from batchframe.run import run_rows, warn_of_unknown_prices
+    from batchframe.rounds import run_rows, warn_of_unknown_prices
 
     shared, submission, path, options = _how(settings, spec)
     results, positions, *_ = run_rows(rows, shared, submission, path, options=options)
@@ -497,7 +497,7 @@ def sent_windows(
     Returns the checkpoint that has the answers, and for each window the keys of its requests.
     """
     from batchframe.core.prices import unpriced_models
-    from batchframe.run import run_windows, warn_of_unknown_prices
+    from batchframe.rounds import run_windows, warn_of_unknown_prices
 
     shared, submission, path, options = _how(settings, spec)
     keys = run_windows(windows, shared, submission, path, options=options)
@@ -527,7 +527,7 @@ def _how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Spec
     from batchframe.engine import Submission
-    from batchframe.run import Options
+    from batchframe.rounds import Options
 
     provider = Provider(settings.client)
     shared = Spec(account=provider.account, **spec)

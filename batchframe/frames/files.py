@@ -27,7 +27,7 @@ from batchframe.core.results import RESULT_SCHEMA
 from batchframe.errors import ColumnError, ParameterError
 from batchframe.frames import inputs
 from batchframe.frames.calls import Call, Columns, rows_of_table
-from batchframe.run import find_keys
+from batchframe.rounds import find_keys
 
 __all__ = ["Source", "write_answers"]
 

@@ -22,7 +22,7 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
 from batchframe.emulator.models import count_prompt_tokens
 from batchframe.engine import Engine, Submission
-from batchframe.run import Options, run_rows
+from batchframe.rounds import Options, run_rows
 
 pytestmark = pytest.mark.benchmark
 

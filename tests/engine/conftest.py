@@ -13,7 +13,7 @@ from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
-from batchframe.run import Options, run_rows
+from batchframe.rounds import Options, run_rows
 from batchframe.storage import Storage
 
 

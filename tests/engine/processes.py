@@ -138,7 +138,7 @@ _WARM = (
     "batchframe.core.columns",
     "batchframe.frames.inputs",
     "batchframe.frames.pandas",
-    "batchframe.run",
+    "batchframe.rounds",
     "genai_prices.data",
     "openai.resources.batches",
     "openai.resources.files",

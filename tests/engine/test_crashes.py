@@ -19,7 +19,7 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
 from batchframe.errors import ProviderError
-from batchframe.run import Options, run_rows
+from batchframe.rounds import Options, run_rows
 from batchframe.storage import Storage
 from tests.engine.mortality import Died, Life, MortalProvider, MortalStorage
 

@@ -22,7 +22,7 @@ from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
-from batchframe.run import Options, find_rows, run_rows, run_windows
+from batchframe.rounds import Options, find_rows, run_rows, run_windows
 from batchframe.storage import Storage
 
 

@@ -22,7 +22,7 @@ from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import Fault, JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
-from batchframe.run import Options, run_rows
+from batchframe.rounds import Options, run_rows
 from tests.engine.mortality import Died, Life, MortalProvider, MortalStorage
 
 HOUR = 3600.0
