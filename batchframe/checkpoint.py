@@ -174,6 +174,27 @@ class Checkpoint:
         checkpoint._replay()
         return checkpoint
 
+    def catch_up(self) -> None:
+        """Read what was committed since; for a checkpoint that was opened by `read`."""
+        self._replay()
+
+    def is_at_work(self) -> bool:
+        """False if no process has the directory open, as far as that can be told from here."""
+        try:
+            holder = self._storage.read(self.path / "lock").decode(errors="replace")
+        except OSError:
+            return False
+        process, _, host = holder.removeprefix("process ").partition(" on ")
+        if not process.isdecimal() or host.strip() != socket.gethostname():
+            return bool(holder)  # on another machine, of which nothing is known
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return False
+        except OSError:  # another user's
+            return True
+        return True
+
     def check_spec(self, spec: Spec) -> None:
         """Raise CheckpointMismatchError if it belongs to another spec."""
         if self.spec != spec:
@@ -433,7 +454,7 @@ class Checkpoint:
 
     def _replay(self) -> None:
         names = self._storage.names(self.path / "log")
-        for n, name in enumerate(names):
+        for n, name in enumerate(names[self._n_commits :], start=self._n_commits):
             path = self._commit_path(n)
             if name != path.name:
                 raise self._broken_log(f"{path.name} is missing")

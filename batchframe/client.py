@@ -13,7 +13,7 @@ import math
 import os
 import re
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -64,6 +64,8 @@ PARAMETERS = {
 _ID = re.compile(r"(?:batch|file)[-_][A-Za-z0-9_-]{1,200}")
 #: Batches in one page of a listing, the API's own maximum (OpenAI API spec, 2026-08).
 _PAGE = 100
+#: Batches that a page of a listing must save asking for, one by one.
+_GLANCE = 10
 #: HTTP statuses of a create that prove that no batch was made.
 _REFUSED = frozenset({400, 401, 403, 404, 413, 422})
 #: The HTTP status of an answer that holds the asked range of a file, and no more.
@@ -175,6 +177,40 @@ class Provider:
         that takes; returning means that the listing was complete.
         """
         listed: dict[str, BatchSeen] = {}
+        found: list[BatchSeen] = []
+        for batches in self._listing():
+            listed.update((batch.batch_id, batch) for batch in batches)
+            # A date that is not given proves nothing, nor does a page that is not newest first; of
+            # one whose dates are all the same, nobody knows.
+            dates = [batch.created_at for batch in batches]
+            newest_first = dates == sorted(dates, reverse=True) and dates[:1] > dates[-1:]
+            passed = newest_first and any(0 < date < since - _CLOCK_SKEW for date in dates)
+            found = [
+                batch
+                for batch in listed.values()
+                if batch.input_file_id == file_id or batch.metadata.get("token") == token
+            ]
+            # Our clock may be wrong: that there is none is said at the end of the list only.
+            if passed and found:
+                break
+        return sorted(found, key=lambda seen: (seen.created_at, seen.batch_id))
+
+    def glance(self, batch_ids: Collection[str]) -> dict[str, BatchSeen]:
+        """What the account's newest batches say of themselves, where they are among these.
+
+        Reads no more pages than it would take calls to ask for a tenth of the batches, one by one:
+        an older batch is not in the answer, and neither is one that lists do not show yet.
+        """
+        found: dict[str, BatchSeen] = {}
+        for page, batches in enumerate(self._listing(), start=1):
+            found.update((seen.batch_id, seen) for seen in batches if seen.batch_id in batch_ids)
+            if len(found) == len(batch_ids) or page * _GLANCE >= len(batch_ids):
+                break
+        return found
+
+    def _listing(self) -> Iterator[list[BatchSeen]]:
+        """The account's batches, the newest first, page by page, to the end of the list."""
+        known: set[str] = set()
         after: str | openai.Omit = openai.omit
         while True:
             with self._calls("Listing batches"):
@@ -187,25 +223,15 @@ class Provider:
             batches = [
                 _batch_seen(batch) for batch in map(_mapping, data) if _is_id(batch.get("id"))
             ]
-            news = [batch for batch in batches if batch.batch_id not in listed]
-            if batches and not news and has_more:
+            is_new = any(batch.batch_id not in known for batch in batches)
+            if batches and not is_new and has_more:
                 raise Unavailable("the listing of batches repeats itself")
             if data and not batches and has_more is not False:
                 raise Unavailable("a page of batches names no usable id, and there are more")
-            listed.update((batch.batch_id, batch) for batch in news)
-            # A date that is not given proves nothing, nor does a page that is not newest first; of
-            # one whose dates are all the same, nobody knows.
-            dates = [batch.created_at for batch in batches]
-            newest_first = dates == sorted(dates, reverse=True) and dates[:1] > dates[-1:]
-            passed = newest_first and any(0 < date < since - _CLOCK_SKEW for date in dates)
-            found = [
-                batch
-                for batch in listed.values()
-                if batch.input_file_id == file_id or batch.metadata.get("token") == token
-            ]
-            # Our clock may be wrong: that there is none is said at the end of the list only.
-            if (passed and found) or not news or has_more is False:
-                return sorted(found, key=lambda seen: (seen.created_at, seen.batch_id))
+            yield batches
+            if not is_new or has_more is False:
+                return
+            known.update(batch.batch_id for batch in batches)
             after = batches[-1].batch_id
 
     def download(self, file_id: str, target: BinaryIO) -> str:

@@ -3,6 +3,7 @@
 decide -> perform -> record. A control thread decides, with pure functions, which shard may take
 its next step; a small pool performs the steps, one at a time for each shard; each step records
 what happened in the checkpoint's log, and only that moves the shard on. Runs watch shards and wait.
+Runs take turns, in the queue and in the pool; many live batches are looked at by one listing.
 A shard that nobody watches any more is left alone: its batch goes on at the provider, and the next
 call that needs its rows picks it up where the log has it.
 """
@@ -11,13 +12,17 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Hashable, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import chain
+from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,7 +60,7 @@ from batchframe.core.batches import (
     next_action,
 )
 from batchframe.core.prices import Prices, priced
-from batchframe.core.queues import Queue
+from batchframe.core.queues import Queue, queue_of
 from batchframe.core.results import collect_results, split_lines
 from batchframe.core.retries import (
     PASSING_REFUSALS,
@@ -74,6 +79,8 @@ from batchframe.errors import (
     ProviderError,
     UnknownOutcomeError,
 )
+from batchframe.ledger import Ledger
+from batchframe.storage import Storage
 
 __all__ = [
     "Engine",
@@ -88,6 +95,10 @@ _log = logging.getLogger(__name__)
 
 #: Steps that may be performed at once: enough to keep uploads, downloads and parsing overlapping.
 _THREADS = 4
+#: Live batches of a call from which on they are looked at by a listing, and not one by one.
+_MANY_LIVE = 5
+#: How much longer a run waits between looks than a look takes, so that many shards are no burden.
+_LOOKS = 10.0
 #: Files of a shard that the provider may lose before a person has to look.
 _LOST_FILES = 3
 #: Results are read by one thread at a time: more would be no faster, as Python runs one of them,
@@ -146,18 +157,25 @@ class Job:
     turned_away_alone: int = 0
     #: Uploaded files that the provider did not know afterwards.
     lost_files: int = 0
-    #: No other shard of ours is in its queue.
-    alone: bool = False
-    #: It has more tokens than its queue takes at all, and is to be cut anew.
-    is_too_large: bool = False
-    #: It has no more tokens than the provider says that its queue takes: others fill it.
-    fits: bool = False
+    #: A listing does not show its batch as running: the batch itself is asked.
+    is_doubtful: bool = False
     #: Tokens of its answered prompts, as they were guessed and as they were.
     usage: tuple[int, int] = (0, 0)
     #: What the next step waits for, for people; "" while all goes well.
     note: str = ""
     #: What ended the work on this shard for now.
     error: BaseException | None = None
+    #: What it weighs in its queue.
+    load: Load = field(init=False)
+
+    def __post_init__(self) -> None:
+        checkpoint = self.checkpoint
+        self.load = Load(
+            queue=queue_of(checkpoint.spec.account, checkpoint.model_of(self.number)),
+            n_tokens=checkpoint.shards[self.number].frozen.n_tokens,
+            limits=self.limits,
+            owner=next(iter(self.watchers)),
+        )
 
     @property
     def submission(self) -> Submission | None:
@@ -177,19 +195,23 @@ class Job:
         """True when there is nothing more to wait for."""
         return self.error is not None or isinstance(self.state, Collected | Dropped)
 
-    @property
-    def queue(self) -> tuple[str, ...]:
-        """Who pays, and for which model."""
-        return _queue_of(self.checkpoint.spec.account, self.checkpoint.model_of(self.number))
 
-    @property
-    def load(self) -> Load:
-        """What the shard weighs in its queue."""
-        return Load(
-            queue=self.queue,
-            n_tokens=self.checkpoint.shards[self.number].frozen.n_tokens,
-            limits=self.limits,
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Around:
+    """What a step must know of the queue of its shard."""
+
+    #: The shard has more tokens than the queue takes at all, and is to be cut anew.
+    is_too_large: bool
+    #: It has no more tokens than the provider says that the queue takes: others fill it.
+    fits: bool
+    #: No other shard of ours is in it.
+    alone: bool
+    #: Tokens that it takes beside our other shards; None where no limit is known.
+    room: float | None
+    #: Path and number of our other shards that are in it or on their way.
+    ours: frozenset[tuple[Path, int]]
+    #: What others have in it.
+    ledger: Ledger
 
 
 @dataclass(slots=True)
@@ -204,11 +226,34 @@ class Engine:
     _queues: dict[tuple[str, ...], Queue] = field(default_factory=dict)
     #: When batches were created, by account, on the clock's monotonic scale.
     _creates: dict[Account, list[float]] = field(default_factory=dict)
+    #: What others have in the queues, by the roots of checkpoints.
+    _ledgers: dict[Path, Ledger] = field(default_factory=dict)
+    #: Steps that are being performed.
+    _n_steps: int = 0
 
-    def room(self, account: Account, model: str, given: int | None) -> float | None:
-        """Guessed tokens that fit into the empty queue; None where no limit is known."""
+    def room(
+        self, account: Account, model: str, given: int | None, count: Callable[[], float | None]
+    ) -> float | None:
+        """Guessed tokens that fit into the empty queue; None where no limit is known.
+
+        Args:
+            account: Who pays.
+            model: Which model.
+            given: The limit as the user knows it, or None.
+            count: What `Queue.sampled` takes, or None. It is called where there is a limit and
+                nothing is known of what our guesses are worth.
+        """
+        queue = queue_of(account, model)
         with self._changed:
-            return self._queues.get(_queue_of(account, model), Queue()).room(given)
+            known = self._queues.get(queue, Queue())
+        if known.room(given) is None or known.is_calibrated:
+            return known.room(given)
+        ratio = count()
+        with self._changed:
+            known = self._queues.get(queue, Queue())
+            if ratio is not None:
+                self._queues[queue] = known = known.sampled(ratio)
+        return known.room(given)
 
     def watch(
         self, owner: Hashable, checkpoint: Checkpoint, number: int, submission: Submission
@@ -277,10 +322,11 @@ class Engine:
                 if not settled and left > 0:
                     # Woken at each step's end, and now and then for a signal such as Ctrl-C.
                     self._changed.wait(min(left, 0.2))
-            before = list(jobs)
+            before, began = list(jobs), time.perf_counter()
             look()
             if left <= 0 or (settled and jobs == before):
                 return settled
+            time.sleep(min(_LOOKS * (time.perf_counter() - began), 0.2))
 
     # The control thread
 
@@ -300,26 +346,20 @@ class Engine:
     def _decide(self, pool: ThreadPoolExecutor) -> None:
         while jobs := [job for job in self._jobs.values() if job.busy or not job.is_settled]:
             now = self.clock.monotonic()
-            for job in jobs:
-                queue = self._queues.get(job.queue, Queue())
-                job.is_too_large = _is_too_large(job, queue)
-                job.fits = queue.is_stated and job.load.n_tokens <= (queue.room(None) or 0)
-            for job in _startable(jobs, now, self._queues):
-                if isinstance(job.state, Uploaded) and not self._may_create(job, now):
+            for group in _in_turn(_startable(jobs, now, self._queues), jobs):
+                if self._n_steps == _THREADS:
+                    break
+                if isinstance(group[0].state, Uploaded) and not self._may_create(group[0], now):
                     continue
-                job.alone = not any(
-                    other is not job
-                    and other.queue == job.queue
-                    and isinstance(other.state, Creating | Live)
-                    for other in jobs
-                )
-                pool.submit(self._step, job)
-                job.busy = True
+                pool.submit(self._step, group)
+                self._n_steps += 1
+                for job in group:
+                    job.busy = True
             waiting = [job.due for job in jobs if not job.busy and job.due > now]
             self.clock.wait(
                 self._changed,
                 min(waiting) - now if waiting else None,
-                idle=bool(waiting) and not any(job.busy for job in jobs),
+                idle=bool(waiting) and not self._n_steps,
             )
 
     def _may_create(self, job: Job, now: float) -> bool:
@@ -335,51 +375,96 @@ class Engine:
         del creates[:-MAX_CREATES_PER_HOUR]  # no hour has more
         return True
 
-    def _step(self, job: Job) -> None:
+    def _step(self, jobs: list[Job]) -> None:
+        """Take the next step of a job, or have several live ones looked at together."""
         with self._changed:
+            before = [job.state for job in jobs]
             # A control thread that failed leaves steps behind that are not to be taken any more.
-            submission = job.submission if job.error is None else None
-            before, error = job.state, job.error
-        delay, note = 0.0, ""
-        try:
-            if submission is not None:
-                delay, note = _perform(job, submission, self.clock)
-            job.tries = 0
-        except Unavailable as reason:
-            job.tries += 1
-            delay = retry_delay(job.tries, retry_after=reason.retry_after)
-            note = f"{reason}; again in {delay:.0f} s"
-            _log.warning("shard %s: %s", job.number, note)
-            if job.tries >= _UNREACHED_TRIES and submission and not submission.provider.reached:
-                error = ProviderError(
-                    f"Nothing answers at {submission.provider.account.base_url}: {reason}. "
-                    "Nothing was sent. Check base_url and the connection, and run the call again."
-                )
-        except BaseException as reason:  # noqa: BLE001 - raised again in the thread that waits
-            error = reason
+            submissions = [job.submission if job.error is None else None for job in jobs]
+            around = self._around(jobs[0])
+        watched = [(job, how) for job, how in zip(jobs, submissions, strict=True) if how]
+        if len(watched) > 1:
+            outcomes = _glance(watched, self.clock)
+        else:
+            outcomes = {id(job): _attempt(job, how, around, self.clock) for job, how in watched}
         with self._changed:
-            job.busy = False
-            try:
-                self._learn(job, before)
-            except BaseException as reason:  # noqa: BLE001 - as above
-                error = error or reason
-            job.error = error
-            job.note = note
-            job.due = self.clock.monotonic() + delay
-            if type(job.state) is not type(before):
-                job.since = None
-            self._drop_if_idle(job)
+            self._n_steps -= 1
+            for job, state, how in zip(jobs, before, submissions, strict=True):
+                self._end_step(job, state, how, outcomes.get(id(job), _AT_ONCE))
             self._changed.notify_all()
+
+    def _around(self, job: Job) -> _Around:
+        queue, load = self._queues.get(job.load.queue, Queue()), job.load
+        # Only who goes into the queue, or was turned away from it, asks for the others.
+        others = [
+            other
+            for other in (self._jobs.values() if isinstance(job.state, Planned | Ended) else ())
+            if other is not job and other.load.queue == load.queue and _is_in_queue(other)
+        ]
+        room = queue.room(job.limits.max_enqueued_tokens)
+        return _Around(
+            is_too_large=_is_too_large(job, queue),
+            fits=queue.is_stated and load.n_tokens <= (queue.room(None) or 0),
+            alone=not any(isinstance(other.state, Creating | Live) for other in others),
+            room=None if room is None else room - sum(other.load.n_tokens for other in others),
+            ours=frozenset((other.checkpoint.path, other.number) for other in (job, *others)),
+            ledger=self._ledger(job.checkpoint.path.parent),
+        )
+
+    def _ledger(self, root: Path) -> Ledger:
+        if root not in self._ledgers:
+            self._ledgers[root] = Ledger(root, Storage(), self.clock)
+        return self._ledgers[root]
+
+    def _end_step(
+        self,
+        job: Job,
+        before: State,
+        submission: Submission | None,
+        outcome: "_Next | BaseException",
+    ) -> None:
+        job.busy = False
+        delay, note = 0.0, ""
+        match outcome:
+            case Unavailable() as reason:
+                job.tries += 1
+                delay = retry_delay(job.tries, retry_after=reason.retry_after)
+                note = f"{reason}; again in {delay:.0f} s"
+                _log.warning("shard %s: %s", job.number, note)
+                provider = submission.provider if submission else None
+                if job.tries >= _UNREACHED_TRIES and provider and not provider.reached:
+                    job.error = job.error or ProviderError(
+                        f"Nothing answers at {provider.account.base_url}: {reason}. Nothing was "
+                        "sent. Check base_url and the connection, and run the call again."
+                    )
+            case BaseException() as reason:
+                job.error = job.error or reason
+            case delay, note:
+                job.tries = 0
+        try:
+            self._learn(job, before)
+        except BaseException as reason:  # noqa: BLE001 - raised again in the thread that waits
+            job.error = job.error or reason
+        job.note = note
+        job.due = self.clock.monotonic() + delay
+        if outcome is _CROWDED:  # nor is there room for the others
+            for other in self._jobs.values():
+                if isinstance(other.state, Planned) and other.load.queue == job.load.queue:
+                    other.due = max(other.due, job.due)
+        if type(job.state) is not type(before):
+            job.since = None
+        self._drop_if_idle(job)
 
     def _learn(self, job: Job, before: State) -> None:
         """What a step tells of the job's queue."""
-        queue = self._queues.get(job.queue, Queue())
+        queue = self._queues.get(job.load.queue, Queue())
         match before, job.state:
             case Ended(batch=batch), Planned() | Dropped():
                 n_live = sum(
                     other.load.n_tokens
                     for other in self._jobs.values()
-                    if other.queue == job.queue and isinstance(other.state, Creating | Live)
+                    if other.load.queue == job.load.queue
+                    and isinstance(other.state, Creating | Live)
                 )
                 messages = [error.message for error in batch.errors]
                 queue = queue.refused(messages, n_live=n_live, n_shard=job.load.n_tokens)
@@ -391,7 +476,7 @@ class Engine:
                 queue = queue.used(*job.usage)
             case _:
                 return
-        self._queues[job.queue] = queue
+        self._queues[job.load.queue] = queue
 
 
 _default = Engine()
@@ -412,10 +497,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
 
 
-def _queue_of(account: Account, model: str) -> tuple[str, ...]:
-    return (account.base_url, account.organization or "", account.project or "", model)
-
-
 def _is_too_large(job: Job, queue: Queue) -> bool:
     """True for a shard that was not sent and that its queue would never take as it is."""
     room = queue.room(job.limits.max_enqueued_tokens)
@@ -428,22 +509,63 @@ def _is_too_large(job: Job, queue: Queue) -> bool:
     )
 
 
-def _startable(jobs: list[Job], now: float, queues: Mapping[tuple[str, ...], Queue]) -> list[Job]:
-    """The jobs whose next step is due and whose queue has room."""
-    under_way = [job for job in jobs if job.busy or not isinstance(job.state, Planned)]
-    too_large = [job for job in jobs if not job.busy and job.is_too_large]
-    waiting = [
-        job
-        for job in jobs
-        if not job.busy and isinstance(job.state, Planned) and not job.is_too_large
+def _is_in_queue(job: Job) -> bool:
+    """True for a shard that is in its provider's queue, or on its way there."""
+    if isinstance(job.state, Planned):
+        return job.busy
+    return not isinstance(job.state, Ended | Collected | Dropped)
+
+
+def _startable(
+    jobs: list[Job], now: float, queues: Mapping[tuple[str, ...], Queue]
+) -> list[list[Job]]:
+    """The jobs whose next step is due and whose queue has room; those of one step together."""
+    under_way, waiting, due = [], [], []
+    for job in jobs:
+        if job.busy or not isinstance(job.state, Planned):
+            under_way.append(job)
+        elif _is_too_large(job, queues.get(job.load.queue, Queue())):
+            due.append(job)
+        else:
+            waiting.append(job)
+    live = [job.load for job in under_way if not isinstance(job.state, Ended)]
+    admitted = admit([job.load for job in waiting], live, queues)
+    candidates = [*under_way, *due, *(waiting[index] for index in admitted)]
+    due = [job for job in candidates if not job.busy and job.due <= now]
+    return _grouped(due, under_way)
+
+
+def _grouped(due: list[Job], under_way: list[Job]) -> list[list[Job]]:
+    """The jobs one by one; but live ones of one client together with all others of it, if many."""
+    to_look_at = [job for job in due if _is_running(job)]
+    if not to_look_at:
+        return [[job] for job in due]
+    live: dict[int, list[Job]] = {}
+    for job in under_way:
+        if not job.busy and _is_running(job) and (submission := job.submission):
+            live.setdefault(id(submission.provider), []).append(job)
+    many = [group for group in live.values() if len(group) >= _MANY_LIVE]
+    together = {id(job) for group in many for job in group}
+    asked = {id(job) for job in to_look_at}
+    return [
+        *([job] for job in due if id(job) not in together),
+        *(group for group in many if any(id(job) in asked for job in group)),
     ]
-    admitted = admit(
-        [job.load for job in waiting],
-        [job.load for job in under_way if not isinstance(job.state, Ended)],
-        queues,
-    )
-    candidates = [*under_way, *too_large, *(waiting[index] for index in admitted)]
-    return [job for job in candidates if not job.busy and job.due <= now]
+
+
+def _is_running(job: Job) -> bool:
+    return isinstance(job.state, Live) and not job.is_doubtful
+
+
+def _in_turn(groups: list[list[Job]], jobs: list[Job]) -> Iterator[list[Job]]:
+    """The groups in their order, but those first whose owner has the fewest steps under way."""
+    busy = Counter(job.load.owner for job in jobs if job.busy)
+    left = list(groups)
+    while left:
+        group = min(left, key=lambda one: busy[one[0].load.owner])
+        left.remove(group)
+        busy[group[0].load.owner] += 1
+        yield group
 
 
 # The steps: each performs one action and records what happened. They return the seconds until the
@@ -451,15 +573,25 @@ def _startable(jobs: list[Job], now: float, queues: Mapping[tuple[str, ...], Que
 
 _Next = tuple[float, str]
 _AT_ONCE: _Next = (0.0, "")
+_CROWDED: _Next = (15.0, "batches of other processes fill the provider's queue")
 
 
-def _perform(job: Job, submission: Submission, clock: Clock) -> _Next:
-    if job.is_too_large:
+def _attempt(
+    job: Job, submission: Submission, around: _Around, clock: Clock
+) -> "_Next | BaseException":
+    try:
+        return _perform(job, submission, around, clock)
+    except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+        return error
+
+
+def _perform(job: Job, submission: Submission, around: _Around, clock: Clock) -> _Next:
+    if around.is_too_large:
         _cut_anew(job)
         return _AT_ONCE
     match next_action(job.state):
         case Upload(again=again):
-            return _upload(job, submission, again=again)
+            return _upload(job, submission, around, again=again)
         case Create(file_id=file_id):
             return _create(job, submission, file_id, clock)
         case Reconcile() as search:
@@ -468,25 +600,44 @@ def _perform(job: Job, submission: Submission, clock: Clock) -> _Next:
             return _poll(job, submission, batch_id, clock)
         case Collect(batch=batch):
             if was_turned_away(batch):
-                is_too_small = job.alone and _is_too_small(job)
-                if job.fits or not is_too_small or _n_requests(job) > 1:
-                    cut_anew = is_too_small and not job.fits
+                is_too_small = around.alone and _is_too_small(job)
+                if around.fits or not is_too_small or _n_requests(job) > 1:
+                    cut_anew = is_too_small and not around.fits
                     return _turned_away(job, submission, batch, cut_anew=cut_anew)
             return _collect(job, submission, batch, clock)
         case Nothing():
             return _AT_ONCE
 
 
-def _upload(job: Job, submission: Submission, *, again: bool) -> _Next:
+def _upload(job: Job, submission: Submission, around: _Around, *, again: bool) -> _Next:
     frozen = job.checkpoint.shards[job.number].frozen
-    if not again:
-        job.checkpoint.commit(job.number, UploadStarted())
+    if not again and not _enter(job, submission, around):
+        return _CROWDED
     fingerprint = job.checkpoint.spec.fingerprint
     name = f"bf1-{fingerprint[:8]}-{job.number:05d}-{frozen.sha256[:16]}.jsonl"
     with job.checkpoint.input_file(job.number) as file:
         file_id = submission.provider.upload(file, name, frozen.n_bytes)
     job.checkpoint.commit(job.number, FileUploaded(file_id=file_id))
     return _AT_ONCE
+
+
+def _enter(job: Job, submission: Submission, around: _Around) -> bool:
+    """Record that the shard goes into its queue, if others leave it room there."""
+
+    def commit() -> None:
+        job.checkpoint.commit(job.number, UploadStarted())
+
+    if around.room is None:
+        commit()
+        return True
+    return around.ledger.put(
+        job.load.n_tokens,
+        queue=job.load.queue,
+        room=around.room,
+        ours=around.ours,
+        provider=submission.provider,
+        commit=commit,
+    )
 
 
 def _create(job: Job, submission: Submission, file_id: str, clock: Clock) -> _Next:
@@ -522,10 +673,7 @@ def _refused(job: Job, submission: Submission, refusal: CreateRefused, clock: Cl
         raise _refusal(refusal)
     # A file that was just uploaded may not be visible yet (bespokelabs curator issue 116, 2024);
     # one that stays unknown is gone, and no create for it is under way.
-    now = clock.monotonic()
-    if job.since is None:
-        job.since = now
-    if now - job.since <= submission.limits.reconcile_seconds:
+    if _age(job, clock) <= submission.limits.reconcile_seconds:
         raise _refusal(refusal)
     job.lost_files += 1
     if job.lost_files > _LOST_FILES:
@@ -642,10 +790,43 @@ def delete_quietly(provider: Provider, file_id: str | None) -> None:
             provider.delete_file(file_id)
 
 
-def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> _Next:
+def _glance(
+    watched: list[tuple[Job, Submission]], clock: Clock
+) -> "Mapping[int, _Next | BaseException]":
+    """Look at live batches of one client by a listing. Returns the outcomes by the jobs' ids."""
+    _, submission = watched[0]
+    try:
+        seen = submission.provider.glance({_batch_of(job).batch_id for job, _ in watched})
+        return {
+            id(job): _glanced_at(job, how, seen.get(_batch_of(job).batch_id), clock)
+            for job, how in watched
+        }
+    except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait
+        return dict.fromkeys((id(job) for job, _ in watched), error)
+
+
+def _glanced_at(job: Job, submission: Submission, seen: BatchSeen | None, clock: Clock) -> _Next:
+    if seen is None or seen.status.is_final:
+        job.is_doubtful = True
+        return _AT_ONCE
+    job.checkpoint.observe(job.number, seen)
+    return poll_delay(_age(job, clock), submission.poll_interval), ""
+
+
+def _batch_of(job: Job) -> BatchSeen:
+    return cast("Live", job.state).batch
+
+
+def _age(job: Job, clock: Clock) -> float:
+    """Seconds for which the present state of a job was seen here."""
     now = clock.monotonic()
     if job.since is None:
         job.since = now
+    return now - job.since
+
+
+def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> _Next:
+    age = _age(job, clock)
     try:
         seen = submission.provider.retrieve(batch_id)
     except AccountMismatchError as error:
@@ -654,11 +835,12 @@ def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> _Nex
         if clock.now() - made < submission.limits.reconcile_seconds:
             raise Unavailable(f"the provider does not know the batch {batch_id} yet") from error
         raise
+    job.is_doubtful = False
     if seen.status.is_final:
         job.checkpoint.commit(job.number, seen)
         return _AT_ONCE
     job.checkpoint.observe(job.number, seen)
-    return poll_delay(now - job.since, submission.poll_interval), ""
+    return poll_delay(age, submission.poll_interval), ""
 
 
 def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -> _Next:
@@ -709,10 +891,7 @@ def _check_gone(
 ) -> None:
     """Return only if a result file is gone for good; its rows are then `missing`."""
     submission.provider.retrieve(batch.batch_id)  # raises if it is the key that is wrong
-    now = clock.monotonic()
-    if job.since is None:
-        job.since = now
-    if now - job.since < submission.limits.reconcile_seconds:
+    if _age(job, clock) < submission.limits.reconcile_seconds:
         raise Unavailable(f"the provider does not know the result file {file_id}")
     _log.warning(
         "shard %s: the provider has deleted %s, a result file of %s that was paid for; rows "

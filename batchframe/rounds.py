@@ -5,10 +5,11 @@ for, and only the rest becomes new shards. So the same call again resumes, and a
 or edited frame pays only for what is new.
 """
 
+import functools
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,6 +31,7 @@ from batchframe.core.batches import (
     Uploaded,
     Uploading,
 )
+from batchframe.core.estimates import counted_ratio
 from batchframe.core.prices import Prices
 from batchframe.core.requests import (
     RowKeys,
@@ -500,13 +502,28 @@ class _Run:
 
     def _limits(self) -> Limits:
         """The user's limits, and what was learned of the queue."""
-        limits, spec = self.submission.limits, self.checkpoint.spec
-        models = [spec.model] if self.rows.models is None else self.rows.models.unique().to_pylist()
-        rooms = (
-            self.engine.room(spec.account, model or "", limits.max_enqueued_tokens)
-            for model in models
-        )
+        limits = self.submission.limits
+        rooms = [
+            self.engine.room(
+                self.checkpoint.spec.account,
+                model,
+                limits.max_enqueued_tokens,
+                functools.partial(counted_ratio, rows, self.checkpoint.spec),
+            )
+            for model, rows in self._rows_by_model()
+        ]
         return within_queue(limits, min((r for r in rooms if r is not None), default=None))
+
+    def _rows_by_model(self) -> Iterator[tuple[str, Rows]]:
+        """The rows that have a prompt, by the model that they ask."""
+        asked = pc.is_valid(self.rows.prompts)
+        models = self.rows.models
+        if models is None:
+            yield self.checkpoint.spec.model or "", self.rows.take(pc.indices_nonzero(asked))
+            return
+        for model in models.filter(asked).unique().to_pylist():
+            of_model = pc.and_(asked, pc.equal(models, model))
+            yield model, self.rows.take(pc.indices_nonzero(of_model))
 
     def _watch_over(self) -> None:
         """Look, and send the rows anew of shards that were given up before they were sent."""

@@ -7,7 +7,7 @@ rows that were answered.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.core.prices import Prices, cost_usd, standard_usd, usage_table
-from batchframe.core.requests import Rows
+from batchframe.core.requests import Rows, row_keys
 from batchframe.core.spec import COMPLETIONS, EMBEDDINGS, MODERATIONS, Spec
 from batchframe.core.tokens import counter, vocabulary_of
 
@@ -29,6 +29,7 @@ __all__ = [
     "Range",
     "Takes",
     "answer_limit",
+    "counted_ratio",
     "dollars",
     "price_takes",
     "takes",
@@ -307,29 +308,21 @@ def _input(
         mean = pc.multiply(guessed.cast(pa.float64()), known.input_ratio)
         low, high = pc.multiply(mean, 1 - _DOUBT), pc.multiply(mean, 1 + _DOUBT)
         return _down(low), _up(high), "as the rows so far had"
-    n_bytes = pc.binary_length(rows.prompts).cast(pa.float64())
     sample = _sample(rows, spec)
-    models = {spec.model} if rows.models is None else set(rows.models.unique().to_pylist())
-    names = {vocabulary_of(model or "") for model in models}
-    name = names.pop() if len(names) == 1 else None
-    count = counter(name) if name is not None else None
     beside = _beside(spec)
-    if count is not None:
-        n_tokens = sum(count(one.text) for one in sample)
-        if any(one.n_images for one in sample):
-            per_row = pa.repeat(n_tokens / len(sample), len(rows))
-        else:
-            per_row = pc.multiply(n_bytes, n_tokens / max(1, sum(one.n_bytes for one in sample)))
-        fixed: float = _per_row(sample, spec) + (count(beside.system) if beside.system else 0)
-        low = pc.multiply(pc.add(per_row, fixed), 1 - _DOUBT)
+    vocabulary = _vocabulary(rows, spec)
+    if vocabulary is not None:
+        name, count = vocabulary
+        mean = _counted(rows, sample, spec, count)
+        low = pc.multiply(mean, 1 - _DOUBT)
         schema = count(beside.others) if beside.others else 0
-        high = pc.multiply(pc.add(per_row, fixed + schema), 1 + _DOUBT)
+        high = pc.multiply(pc.add(mean, schema), 1 + _DOUBT)
         words = f"{len(sample):,} {'row' if len(sample) == 1 else 'rows'} counted by {name}"
     else:
         text = sum(len(one.text.encode()) for one in sample) / max(
             1, sum(one.n_bytes for one in sample)
         )
-        text_bytes = pc.multiply(n_bytes, text)
+        text_bytes = pc.multiply(pc.binary_length(rows.prompts).cast(pa.float64()), text)
         fixed = _per_row(sample, spec)
         system, others = len(beside.system.encode()), len(beside.others.encode())
         low = pc.add(pc.divide(text_bytes, _MOST_BYTES), fixed + system / _MOST_BYTES)
@@ -339,6 +332,54 @@ def _input(
     if any(one.n_images for one in sample):
         words += ", images not counted"
     return _down(low), _up(high), words
+
+
+def _vocabulary(rows: Rows, spec: Spec) -> tuple[str, Callable[[str], int]] | None:
+    """The vocabulary of all rows' models and what counts by it, where there is one at hand."""
+    models = {spec.model} if rows.models is None else set(rows.models.unique().to_pylist())
+    names = {vocabulary_of(model or "") for model in models}
+    name = names.pop() if len(names) == 1 else None
+    count = counter(name) if name is not None else None
+    return None if name is None or count is None else (name, count)
+
+
+def _counted(
+    rows: Rows, sample: Sequence["_Sampled"], spec: Spec, count: Callable[[str], int]
+) -> pa.DoubleArray:
+    """Tokens of each row's messages, by those of a sample of the rows."""
+    n_tokens = sum(count(one.text) for one in sample)
+    if any(one.n_images for one in sample):
+        per_row = pa.repeat(n_tokens / len(sample), len(rows))
+    else:
+        n_bytes = pc.binary_length(rows.prompts).cast(pa.float64())
+        per_row = pc.multiply(n_bytes, n_tokens / max(1, sum(one.n_bytes for one in sample)))
+    fixed = _per_row(sample, spec) + (count(spec.system) if spec.system else 0)
+    return pc.add(per_row, fixed)
+
+
+def counted_ratio(rows: Rows, spec: Spec) -> float | None:
+    """Tokens that the models' vocabulary counts in prompts, for each that is guessed from bytes.
+
+    In a sample of the rows. None where no vocabulary is at hand, or where the model reads more than
+    messages of text.
+
+    Args:
+        rows: What they ask, with a prompt each.
+        spec: What they share.
+    """
+    vocabulary = _vocabulary(rows, spec)
+    rows = rows.take(_sample_places(len(rows)))
+    sample = _sample(rows, spec)
+    if (
+        vocabulary is None
+        or not sample
+        or _beside(spec).others
+        or any(one.n_images for one in sample)
+    ):
+        return None
+    _, count = vocabulary
+    guessed = pc.sum(row_keys(rows, spec).n_tokens).as_py()
+    return float(pc.sum(_counted(rows, sample, spec, count)).as_py() / guessed)
 
 
 def _down(values: pa.DoubleArray) -> pa.Int64Array:
@@ -361,17 +402,21 @@ class _Sampled:
 
 
 def _sample(rows: Rows, spec: Spec) -> list[_Sampled]:
-    n = len(rows)
-    places = range(n)
-    if n > _SAMPLE_ROWS:
-        places = sorted({int((place * _GOLDEN) % 1.0 * n) for place in range(_SAMPLE_ROWS)})  # type: ignore[assignment]
     n_messages = 0 if spec.endpoint in {EMBEDDINGS, MODERATIONS, COMPLETIONS} else 1
     return [
         _Sampled(prompt, n_messages, 0, len(prompt.encode()))
         if isinstance(prompt, str)
         else _read(prompt)
-        for prompt in rows.prompts.take(pa.array(places, pa.int64())).to_pylist()
+        for prompt in rows.prompts.take(_sample_places(len(rows))).to_pylist()
     ]
+
+
+def _sample_places(n: int) -> pa.Int64Array:
+    """Places of a sample among n, in order."""
+    places = range(n)
+    if n > _SAMPLE_ROWS:
+        places = sorted({int((place * _GOLDEN) % 1.0 * n) for place in range(_SAMPLE_ROWS)})  # type: ignore[assignment]
+    return pa.array(places, pa.int64())
 
 
 def _read(prompt: bytes) -> _Sampled:

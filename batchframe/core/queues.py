@@ -2,14 +2,17 @@
 
 The limit stands on a page for people and in refusals, and nowhere in the API. It is taken from the
 text of a refusal where that states it; else from what was live when the queue was full, and then it
-grows with each batch that is taken. Tokens are guessed from bytes until usage tells them.
+grows with each batch that is taken. Tokens are guessed from bytes until usage tells them; what a
+vocabulary counts in a sample holds in between.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-__all__ = ["Queue"]
+from batchframe.core.spec import Account
+
+__all__ = ["Queue", "queue_of"]
 
 #: "Limit: 2,000,000 enqueued tokens." (openai-python issue 2084, 2025).
 _STATED = re.compile(r"[Ll]imit:? ([1-9][\d,]*)")
@@ -17,8 +20,14 @@ _STATED = re.compile(r"[Ll]imit:? ([1-9][\d,]*)")
 _CAUTION = 0.9
 #: How a limit that is not stated grows with each batch that the queue takes.
 _GROWTH = 1.05
-#: How much more than usage so far a shard may use, so that ours is not the batch that is refused.
-_MARGIN = 1.02
+#: How much more than usage so far a shard may use, so that ours is not the batch that is refused;
+#: and how much more than a sample says (1.4% off in 95 of 100 samples, 2026-11).
+_MARGIN, _SAMPLE_MARGIN = 1.02, 1.03
+
+
+def queue_of(account: Account, model: str) -> tuple[str, ...]:
+    """Names a queue: who pays, and for which model."""
+    return (account.base_url, account.organization or "", account.project or "", model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +41,8 @@ class Queue:
     #: Tokens of answered prompts as they were guessed, and as they were.
     n_guessed: int = 0
     n_used: int = 0
+    #: Tokens that a vocabulary counts in prompts, for each that is guessed; None where none did.
+    counted: float | None = None
 
     def refused(self, messages: Iterable[str], *, n_live: int, n_shard: int) -> "Queue":
         """After a refusal of `n_shard` guessed tokens, while `n_live` of ours were in the queue."""
@@ -60,15 +71,32 @@ class Queue:
         """After prompts were answered that were guessed to have so many tokens."""
         return replace(self, n_guessed=self.n_guessed + n_guessed, n_used=self.n_used + n_used)
 
+    def sampled(self, ratio: float) -> "Queue":
+        """After prompts were counted that have so many tokens for each that is guessed."""
+        return replace(self, counted=ratio)
+
     def room(self, given: int | None) -> float | None:
         """Guessed tokens that fit into the empty queue; None where no limit is known.
 
         `given` is the limit as the user knows it, or None.
         """
         limits = [limit for limit in (given, self.limit) if limit is not None]
-        return min(limits) / (self._ratio * (_MARGIN if self.n_used else 1.0)) if limits else None
+        return min(limits) / (self._ratio * self._margin) if limits else None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """True where more is known of our guesses than that they are guesses."""
+        return self.counted is not None or bool(self.n_guessed and self.n_used)
 
     @property
     def _ratio(self) -> float:
         # Of nothing and of cached answers of no tokens, nothing is learned.
-        return self.n_used / self.n_guessed if self.n_guessed and self.n_used else 1.0
+        if self.n_guessed and self.n_used:
+            return self.n_used / self.n_guessed
+        return self.counted or 1.0
+
+    @property
+    def _margin(self) -> float:
+        if self.n_guessed and self.n_used:
+            return _MARGIN
+        return 1.0 if self.counted is None else _SAMPLE_MARGIN

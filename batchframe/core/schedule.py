@@ -2,10 +2,12 @@
 
 A waiting shard goes when its account has a free place for a batch and, where the queue's size is
 known, room for its tokens. A shard that alone exceeds the queue goes when nothing else is live:
-the estimate is cautious, and only the provider knows.
+the estimate is cautious, and only the provider knows. Of several runs with shards for one queue,
+the one with the least in it is next: a small run does not wait for a large one to end.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -27,6 +29,8 @@ class Load:
     n_tokens: int
     #: The limits that the shard's run was given.
     limits: Limits
+    #: Whose shard it is.
+    owner: Hashable = None
 
 
 _UNKNOWN = Queue()
@@ -47,29 +51,42 @@ def admit(
     live: Iterable[Load],
     queues: Mapping[tuple[str, ...], Queue] = MappingProxyType({}),
 ) -> list[int]:
-    """The indices of the waiting shards that may go now, in their order.
+    """The indices of the waiting shards that may go now, in the order in which they go.
 
-    A shard that does not fit holds back those behind it in the same queue, so that a large one is
-    not overtaken for ever. `queues` is what is known of them beside the users' own limits.
+    In each queue the next shard is the first one of the owner with the fewest tokens in it. One
+    that does not fit holds back all others of its queue, so that a large one is not overtaken for
+    ever. `queues` is what is known of them beside the users' own limits.
     """
     batches: dict[tuple[str, ...], int] = {}
     tokens: dict[tuple[str, ...], int] = {}
-    for load in live:
+    # Tokens of each owner, and its shards that wait.
+    shares: dict[tuple[str, ...], dict[Hashable, int]] = {}
+    lines: dict[tuple[str, ...], dict[Hashable, deque[int]]] = {}
+    for index, load in enumerate(waiting):
+        lines.setdefault(load.queue, {}).setdefault(load.owner, deque()).append(index)
+
+    def take(load: Load) -> None:
         batches[load.queue] = batches.get(load.queue, 0) + 1
         tokens[load.queue] = tokens.get(load.queue, 0) + load.n_tokens
+        share = shares.setdefault(load.queue, {})
+        share[load.owner] = share.get(load.owner, 0) + load.n_tokens
+
+    for load in live:
+        take(load)
     admitted: list[int] = []
-    blocked: set[tuple[str, ...]] = set()
-    for index, load in enumerate(waiting):
-        queue, limits = load.queue, load.limits
-        n_batches, n_tokens = batches.get(queue, 0), tokens.get(queue, 0)
-        room = queues.get(queue, _UNKNOWN).room(limits.max_enqueued_tokens)
-        fits = n_batches < limits.max_live_batches and (
-            room is None or n_batches == 0 or n_tokens + load.n_tokens <= room
-        )
-        if queue in blocked or not fits:
-            blocked.add(queue)
-            continue
-        admitted.append(index)
-        batches[queue] = n_batches + 1
-        tokens[queue] = n_tokens + load.n_tokens
+    for queue, owners in lines.items():
+        while owners:
+            share = shares.get(queue, {})
+            owner = min(owners, key=lambda one: (share.get(one, 0), owners[one][0]))
+            load = waiting[owners[owner][0]]
+            n_batches = batches.get(queue, 0)
+            room = queues.get(queue, _UNKNOWN).room(load.limits.max_enqueued_tokens)
+            if n_batches >= load.limits.max_live_batches or not (
+                room is None or n_batches == 0 or tokens[queue] + load.n_tokens <= room
+            ):
+                break
+            admitted.append(owners[owner].popleft())
+            take(load)
+            if not owners[owner]:
+                del owners[owner]
     return admitted

@@ -1,0 +1,155 @@
+"""What others have in a provider's queue, by the logs of the checkpoints beside ours.
+
+Checkpoints in one directory, their root, share a ledger, which is nothing but their logs: a shard
+is in the queue from its `UploadStarted` on. Who wants to put one there claims the root, reads what
+the logs say of all others, and commits its own `UploadStarted` before anybody else of the same root
+can. A batch that nobody works on any more is in the queue until the provider says that it is not.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+from batchframe.checkpoint import Checkpoint
+from batchframe.client import Provider, Unavailable
+from batchframe.clock import Clock
+from batchframe.core.batches import BatchSeen, Creating, Live, State, Uploaded, Uploading
+from batchframe.core.queues import queue_of
+from batchframe.errors import CheckpointError, ProviderError
+from batchframe.storage import Storage
+
+try:
+    import fcntl
+except ImportError:  # Windows: processes that start in the same moment do not see each other
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["Ledger"]
+
+#: Batches that the provider is asked about when the queue seems to be full, at most; and how many
+#: seconds pass until it is asked again.
+_ASKED, _ASKED_SECONDS = 10, 60.0
+#: How long a create whose process died may still become a batch, in seconds: a day.
+_LANDING_SECONDS = 86_400.0
+
+
+class Ledger:
+    """The queues of the checkpoints in one root. Used by several threads."""
+
+    def __init__(self, root: Path, storage: Storage, clock: Clock) -> None:
+        self._root = root
+        self._storage = storage
+        self._clock = clock
+        self._lock = threading.Lock()
+        #: The checkpoints that were found, as far as they were read.
+        self._known: dict[Path, Checkpoint] = {}
+        #: Batches that ended, whatever the logs say.
+        self._ended: set[str] = set()
+        #: When the provider may be asked again, on the clock's monotonic scale.
+        self._next_asked = 0.0
+
+    def put(
+        self,
+        n_tokens: int,
+        *,
+        queue: tuple[str, ...],
+        room: float,
+        ours: Collection[tuple[Path, int]],
+        provider: Provider,
+        commit: Callable[[], object],
+    ) -> bool:
+        """Commit that a shard goes into its queue. False, and nothing done, if others fill it.
+
+        Args:
+            n_tokens: The shard's, as they are guessed.
+            queue: Its queue, as `queue_of` has it.
+            room: Tokens that the queue takes beside `ours`.
+            ours: Path and number of the shards that the caller counts itself.
+            provider: Is asked about batches that may have ended.
+            commit: Puts it into its checkpoint's log.
+        """
+        with self._lock:
+            if self._tokens(queue, ours) + n_tokens > room:
+                now = self._clock.monotonic()
+                if now >= self._next_asked:
+                    self._next_asked = now + _ASKED_SECONDS
+                    self._ask(queue, ours, provider)
+            with self._claim():
+                tokens = self._tokens(queue, ours)
+                if tokens and tokens + n_tokens > room:
+                    return False
+                commit()
+                return True
+
+    def _tokens(self, queue: tuple[str, ...], ours: Collection[tuple[Path, int]]) -> int:
+        self._refresh()
+        return sum(n_tokens for n_tokens, _ in self._others(queue, ours))
+
+    def _others(
+        self, queue: tuple[str, ...], ours: Collection[tuple[Path, int]]
+    ) -> Iterator[tuple[int, BatchSeen | None]]:
+        """Tokens of all shards of others in the queue, and the batches that are live."""
+        for path, checkpoint in self._known.items():
+            account = checkpoint.spec.account
+            if queue_of(account, queue[-1]) != queue:
+                continue
+            at_work = checkpoint.is_at_work()
+            for number, shard in checkpoint.shards.items():
+                state = shard.state
+                if (path, number) in ours or not self._is_in_queue(state, at_work=at_work):
+                    continue
+                if checkpoint.model_of(number) == queue[-1]:
+                    yield shard.frozen.n_tokens, state.batch if isinstance(state, Live) else None
+
+    def _is_in_queue(self, state: State, *, at_work: bool) -> bool:
+        match state:
+            case Uploading() | Uploaded():
+                return at_work
+            case Creating(since=since):
+                return at_work or self._clock.now() - since < _LANDING_SECONDS
+            case Live(batch=batch):
+                return batch.batch_id not in self._ended
+            case _:
+                return False
+
+    def _ask(
+        self, queue: tuple[str, ...], ours: Collection[tuple[Path, int]], provider: Provider
+    ) -> None:
+        """Find out which live batches have ended; the oldest are the likeliest."""
+        live = [batch for _, batch in self._others(queue, ours) if batch is not None]
+        for batch in sorted(live, key=lambda one: one.created_at)[:_ASKED]:
+            try:
+                is_over = provider.retrieve(batch.batch_id).status.is_final
+            except Unavailable:
+                return
+            except ProviderError:  # deleted, or of another project
+                is_over = True
+            if is_over:
+                self._ended.add(batch.batch_id)
+
+    def _refresh(self) -> None:
+        """Read what was committed since."""
+        for path in self._root.iterdir():
+            try:
+                if path in self._known:
+                    self._known[path].catch_up()
+                elif (path / "spec.json").is_file():
+                    self._known[path] = Checkpoint.read(path, self._storage, self._clock)
+            except (CheckpointError, OSError):  # not a checkpoint, or not any more
+                self._known.pop(path, None)
+
+    @contextlib.contextmanager
+    def _claim(self) -> Iterator[None]:
+        """Be the only process that puts shards of this root into a queue."""
+        if fcntl is None:
+            yield
+            return
+        # The directory itself, so that nothing is left in it; closing gives it free.
+        descriptor = os.open(self._root, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
