@@ -16,6 +16,7 @@ All names are made of numbers and hashes; nothing else that is read becomes a pa
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import socket
@@ -35,6 +36,7 @@ from batchframe.clock import Clock
 from batchframe.core.batches import (
     BatchSeen,
     Collected,
+    Dropped,
     Event,
     IllegalTransitionError,
     ResultsCommitted,
@@ -46,6 +48,7 @@ from batchframe.core.batches import (
 from batchframe.core.prices import Prices, repriced
 from batchframe.core.requests import Requests
 from batchframe.core.results import RESULT_SCHEMA
+from batchframe.core.retries import unfinished
 from batchframe.core.spec import SPEC_VERSION, Spec
 from batchframe.errors import (
     CheckpointBusyError,
@@ -211,7 +214,10 @@ class Checkpoint:
             self._users -= 1
             if self._users == 0:
                 self._open.pop(self.path, None)
-                self._release_lock()
+                try:
+                    self._remove_inputs()
+                finally:
+                    self._release_lock()
 
     # Shards
 
@@ -263,6 +269,52 @@ class Checkpoint:
             raise CheckpointCorruptError(
                 f"The input file of shard {number} is gone from {self.path}."
             ) from None
+
+    def lines(self, number: int, keys: pa.FixedSizeBinaryArray) -> Requests:
+        """The requests of a shard that have these row keys, as they were sent.
+
+        They are there as long as a row of the shard may have to be sent again.
+        """
+        known = self.requests(number)
+        is_asked = pc.is_in(known["row_key"], value_set=keys)
+        with self.input_file(number) as file:
+            lines = list(itertools.compress(file, is_asked.to_pylist()))
+        columns = (known.filter(is_asked)[name].to_pylist() for name in _SHARD_SCHEMA.names)
+        row_keys, ids, digests, n_tokens = columns
+        model = self.shards[number].frozen.model
+        return Requests(model, row_keys, ids, digests, lines, n_tokens)
+
+    def to_send_again(self, number: int) -> pa.FixedSizeBinaryArray:
+        """The keys of a shard's rows that may be tried again and that no later shard holds."""
+        match self.shards[number].state:
+            case Collected():
+                results = self.results_of(number)
+                keys = results.filter(unfinished(results))["row_key"]
+            case Dropped(is_unwanted=False):
+                keys = self.requests(number)["row_key"]
+            case _:
+                keys = pa.chunked_array([], pa.binary(16))
+        left = keys.combine_chunks()
+        for later, shard in sorted(self.shards.items()):
+            if later > number and len(left) and not isinstance(shard.state, Dropped):
+                held = pc.is_in(left, value_set=self.requests(later)["row_key"].combine_chunks())
+                left = left.filter(pc.invert(held))
+        return left
+
+    def inputs(self) -> list[int]:
+        """The shards whose input files are here, in order."""
+        paths = {self.input_path(number).name: number for number in self.shards}
+        names = self._storage.names(self.path / "shards")
+        return sorted(paths[name] for name in names if name in paths)
+
+    def _remove_inputs(self) -> None:
+        """Remove the input files that nothing will be sent from."""
+        # What cannot be read or removed now stays, and is looked at the next time.
+        with contextlib.suppress(OSError, CheckpointError):
+            for number in self.inputs():
+                state = self.shards[number].state
+                if isinstance(state, Collected | Dropped) and not len(self.to_send_again(number)):
+                    self._storage.remove(self.input_path(number))
 
     # The log
 
@@ -329,16 +381,19 @@ class Checkpoint:
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
 
-    def drop(self, number: int) -> None:
-        """Give up a shard that was never sent."""
-        self.commit(number, ShardDropped())
-        self._storage.remove(self.input_path(number))
+    def drop(self, number: int, *, is_unwanted: bool) -> None:
+        """Give up a shard that was never sent, because of its size, or because rows are unwanted.
+
+        Its lines stay until the checkpoint is closed: others may want the rest of its rows.
+        """
+        self.commit(number, ShardDropped(is_unwanted=is_unwanted))
 
     def store_results(self, number: int, table: pa.Table, committed: ResultsCommitted) -> None:
         """Write a shard's results, read them back, and commit them."""
         self.write_results(number, table)
         self.commit(number, committed)
-        self._storage.remove(self.input_path(number))
+        if not pc.any(unfinished(table)).as_py():
+            self._storage.remove(self.input_path(number))
 
     def write_results(self, number: int, table: pa.Table) -> None:
         """Write a shard's results and read them back."""

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -228,8 +228,9 @@ class Engine:
     _creates: dict[Account, list[float]] = field(default_factory=dict)
     #: What others have in the queues, by the roots of checkpoints.
     _ledgers: dict[Path, Ledger] = field(default_factory=dict)
-    #: Steps that are being performed.
+    #: Steps that are being performed, and runs that make shards.
     _n_steps: int = 0
+    _n_freezing: int = 0
 
     def room(
         self, account: Account, model: str, given: int | None, count: Callable[[], float | None]
@@ -278,6 +279,18 @@ class Engine:
                 self._thread = thread
             self._changed.notify_all()
         return job
+
+    @contextmanager
+    def freezing(self) -> Iterator[None]:
+        """While a run makes shards, there is more to come than time alone brings."""
+        with self._changed:
+            self._n_freezing += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._n_freezing -= 1
+                self._changed.notify_all()
 
     def is_watched(self, checkpoint: Checkpoint, number: int) -> bool:
         """True while anybody waits for the shard, or a step of it is being performed."""
@@ -359,7 +372,7 @@ class Engine:
             self.clock.wait(
                 self._changed,
                 min(waiting) - now if waiting else None,
-                idle=bool(waiting) and not self._n_steps,
+                idle=bool(waiting) and not self._n_steps and not self._n_freezing,
             )
 
     def _may_create(self, job: Job, now: float) -> bool:
@@ -766,7 +779,7 @@ def _cut_anew(job: Job) -> None:
         job.number,
         _n_requests(job),
     )
-    job.checkpoint.drop(job.number)
+    job.checkpoint.drop(job.number, is_unwanted=False)
 
 
 def _turned_away(job: Job, submission: Submission, batch: BatchSeen, *, cut_anew: bool) -> _Next:

@@ -3,6 +3,10 @@
 The rows themselves are the plan: what the checkpoint has is taken, what is under way is waited
 for, and only the rest becomes new shards. So the same call again resumes, and a grown, re-ordered
 or edited frame pays only for what is new.
+
+Rows are rendered once. Whatever is sent again, because it failed with an error that may pass, or
+because its shard was given up before it was sent, is made from the lines of its last shard, as soon
+as nothing else waits for a place: a further round does not wait for the slowest batch of the last.
 """
 
 import functools
@@ -34,6 +38,7 @@ from batchframe.core.batches import (
 from batchframe.core.estimates import counted_ratio
 from batchframe.core.prices import Prices
 from batchframe.core.requests import (
+    Requests,
     RowKeys,
     Rows,
     line_bytes_at_most,
@@ -271,27 +276,25 @@ class _Run:
     #: What the rows have cost, and may cost.
     budget: Budget = field(init=False)
     jobs: list[Job] = field(default_factory=list)
-    #: Rows that this round sends or waits for, prepared or not.
-    n_planned: int = 0
-    #: Which round this is, from 0.
-    round: int = 0
+    #: Rows that are to be frozen still.
+    _n_unfrozen: int = 0
+    #: In which round of this call each shard is, from 0.
+    _rounds: dict[int, int] = field(default_factory=dict)
     #: A row of this checkpoint was answered: the spec is one that the service takes.
     _is_proven: bool = False
-    #: The shards of this round whose results were looked at.
-    _looked_at: set[int] = field(default_factory=set)
+    #: The shards whose results were looked at, and how many of their rows are sent again.
+    _looked_at: dict[int, int] = field(default_factory=dict)
     #: The shards that an earlier call sent: what it met says nothing of what this one would meet.
     _sent_before: set[int] = field(default_factory=set)
     #: Frozen shards that the budget has no room for yet.
     _held: list[int] = field(default_factory=list)
-    #: Shards with rows of ours that were dropped, and whose rows are to be planned anew.
-    _lost: list[int] = field(default_factory=list)
-    #: The shards that were made in this round: each row is in one window, and so in none of them.
+    #: Keys of rows that are to be sent again, by the shard that has their lines.
+    _again: dict[int, pa.FixedSizeBinaryArray] = field(default_factory=dict)
+    #: The shards that were made by this call: each row is in one window, and so in none of them.
     _made: set[int] = field(default_factory=set)
     #: What has come back in this call has cost so much; None where a price is unknown.
     _cost_usd: float | None = 0.0
-    #: A row that came back in this round may be tried again.
-    _has_unfinished: bool = False
-    #: The collected shards whose results were read in this round, and what they say.
+    #: The collected shards whose results were read for the plan, and what they say.
     _read: set[int] = field(default_factory=set)
     _known: pa.Table | None = None
     #: The keys of those results that stand.
@@ -300,38 +303,30 @@ class _Run:
     def __post_init__(self) -> None:
         self.progress = progress_for(self.engine.clock) if self.options.progress else Silence()
         self.rows = _NO_ROWS
+        self.keys = pa.array([], pa.binary(16))
         self.budget = Budget(
             self.options.max_cost_usd, self.checkpoint, self.submission.prices, self.engine.clock
         )
 
     def drive(self) -> None:
-        """Round after round until nothing is left to send."""
+        """Plan, and wait until nothing is left to send."""
+        seconds = float("inf") if self.options.timeout is None else self.options.timeout
         started = self.engine.clock.monotonic()
-        for round_ in range(self.options.max_retries + 1):
-            self.round = round_
-            self._known = self._settled = None
-            self._has_unfinished = False
-            self._read.clear()
-            self._made.clear()
-            self._plan_all()
-            if not self.jobs and not self._held:
-                break
-            timeout = self.options.timeout
-            seconds = (
-                float("inf")
-                if timeout is None
-                else max(0.0, started + timeout - self.engine.clock.monotonic())
-            )
-            if not self.engine.wait(self.jobs, seconds=seconds, look=self._watch_over):
-                self.engine.release(self)
-                raise RunTimeoutError(
-                    f"The batches were not done after {timeout} seconds. {self.how_to_resume()}"
-                )
+        for rows in self.windows():
+            self.rows = rows
+            self.own_keys = None
+            self._plan()
+            if self.own_keys is not None:
+                self.keys_of_windows.append(self.own_keys)
+        if len(self.keys_of_windows) > 1:
+            self.rows = _NO_ROWS
+        seconds = max(0.0, started + seconds - self.engine.clock.monotonic())
+        if not self.engine.wait(self.jobs, seconds=seconds, look=self._watch_over):
             self.engine.release(self)
-            self.jobs.clear()
-            self._looked_at.clear()
-            if not self._has_unfinished:
-                break
+            raise RunTimeoutError(
+                f"The batches were not done after {self.options.timeout} seconds. "
+                f"{self.how_to_resume()}"
+            )
 
     def explain(self, error: BaseException) -> None:
         """Tell with an error what goes on without this call, and how to come back."""
@@ -382,60 +377,34 @@ class _Run:
         self._read.update(new)
         results = latest(self._known)
         self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
-        retry_failed = self.options.retry_failed and self.round == 0
-        self._settled = settled_keys(results, retry_failed=retry_failed)
+        self._settled = settled_keys(results, retry_failed=self.options.retry_failed)
         return self._settled
 
     def _unread(self) -> list[int]:
         return [n for n in self.checkpoint.collected() if n not in self._read | self._made]
 
-    def _plan_all(self, only: pa.FixedSizeBinaryArray | None = None) -> None:
-        """Plan one window after the other; `only` as for `_plan`."""
-        known = self.keys_of_windows
-        for index, rows in enumerate(self.windows()):
-            self.rows = rows
-            self.own_keys = known[index] if index < len(known) else None
-            self._plan(only)
-            if index == len(known) and self.own_keys is not None:
-                known.append(self.own_keys)
-        if len(known) > 1:
-            self.rows = _NO_ROWS
-
-    def _plan(self, only: pa.FixedSizeBinaryArray | None = None) -> None:
-        """Watch the shards under way that hold our rows, and make shards of what is missing.
-
-        `only` are the row keys that this is about; None is all.
-        """
+    def _plan(self) -> None:
+        """Watch the shards under way that hold our rows, and make shards of what is missing."""
         checkpoint = self.checkpoint
         with checkpoint.planning:
-            if self._is_new() and only is None:
+            if self._is_new():
                 self._send_all()
                 return
-            # What answered a row may change with the plan.
-            before = self.keys if self.options.dedupe and only is not None else None
-            wanted = self._wanted()
-            if only is not None:
-                asked = self.keys if before is None else before
-                wanted = pc.and_(wanted, pc.is_in(asked, value_set=only))
-            rest, unsent = self._take_up(wanted)
+            rest, unsent = self._take_up(self._wanted())
             self._warn_of_deletion(job.number for job in self.jobs)
             is_own = pc.equal(self.keys, self.own_keys)
             positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(rest, is_own)))
-            self.n_planned = len(positions) + self._n_held()
-            self.n_planned += sum(_n_requests(job) for job in self.jobs)
-            if self.round == 0 and only is None:
-                others = checkpoint.shards.keys() - self._made
-                check_types_of_ids(self.rows, positions, checkpoint, others)
-                if self.row_keys is not None:
-                    to_send = pc.indices_nonzero(pc.and_(unsent, is_own))
-                    self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
-            self._look()
+            others = checkpoint.shards.keys() - self._made
+            check_types_of_ids(self.rows, positions, checkpoint, others)
+            if self.row_keys is not None:
+                to_send = pc.indices_nonzero(pc.and_(unsent, is_own))
+                self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
             self._freeze(positions)
 
     def _is_new(self) -> bool:
         """True where nothing can be known of the rows, and nothing is asked of all of them."""
         is_empty = self.checkpoint.shards.keys() <= self._made
-        return is_empty and not self.round and self.row_keys is None and not self.options.dedupe
+        return is_empty and self.row_keys is None and not self.options.dedupe
 
     def _wanted(self) -> pa.BooleanArray:
         """The rows that have no result which stands; takes up what answers each row."""
@@ -479,9 +448,6 @@ class _Run:
     def _send_all(self) -> None:
         """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""
         positions = _by_model(self.rows, pc.indices_nonzero(pc.is_valid(self.rows.prompts)))
-        self.n_planned = len(positions) + self._n_held()
-        self.n_planned += sum(_n_requests(job) for job in self.jobs)
-        self._look()
         keys = self._freeze(positions)
         n = len(self.rows)
         self.own_keys = pc.scatter(keys, positions.cast(pa.int64()), max_index=n - 1)
@@ -489,16 +455,53 @@ class _Run:
 
     def _freeze(self, positions: pa.Array) -> pa.FixedSizeBinaryArray:
         """Make shards of the rows at `positions`, and send them. Returns their keys, in order."""
+        self._n_unfrozen = len(positions)
+        self._look()
+        chunks = render_requests(self.rows, positions, self.checkpoint.spec)
+        keys = self._cut(chunks, round_=0)
+        return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
+
+    def _cut(self, chunks: Iterable[Requests], *, round_: int) -> list[pa.FixedSizeBinaryArray]:
+        """Make shards of requests, and send them. Returns the keys of each."""
+        keys = []
+        with self.engine.freezing():
+            for requests in cut_shards(chunks, self._limits()):
+                keys.append(pa.array(requests.row_keys, pa.binary(16)))
+                self._n_unfrozen -= len(requests)
+                number = self.checkpoint.freeze(requests, round_=round_)
+                self._rounds[number] = round_
+                self._made.add(number)
+                self._held.append(number)
+                self._look()
+        return keys
+
+    def _send_again(self) -> None:
+        """Make shards of the rows that are to be sent again, out of the lines that they had."""
         checkpoint = self.checkpoint
-        keys = [pa.array([], pa.binary(16))]
-        requests = render_requests(self.rows, positions, checkpoint.spec)
-        for shard_requests in cut_shards(requests, self._limits()):
-            keys.append(pa.array(shard_requests.row_keys, pa.binary(16)))
-            number = checkpoint.freeze(shard_requests, round_=self.round)
-            self._made.add(number)
-            self._held.append(number)
-            self._look()
-        return pa.concat_arrays(keys)
+        with checkpoint.planning:
+            again, self._again = self._again, {}
+            left = {number: self._without_newer(number, keys) for number, keys in again.items()}
+            by_round: dict[int, list[int]] = {}
+            for number in sorted(left, key=checkpoint.model_of):
+                if len(left[number]):
+                    state = checkpoint.shards[number].state
+                    round_ = self._rounds.get(number, 0) + isinstance(state, Collected)
+                    by_round.setdefault(round_, []).append(number)
+            for round_, numbers in by_round.items():
+                lines = (checkpoint.lines(number, left[number]) for number in numbers)
+                self._n_unfrozen = sum(len(left[number]) for number in numbers)
+                self._cut(lines, round_=round_)
+
+    def _without_newer(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
+        """The keys that no later shard holds; those that hold some are waited for."""
+        for newer, shard in list(self.checkpoint.shards.items()):
+            if newer <= number or isinstance(shard.state, Dropped):
+                continue
+            there = pc.is_in(keys, value_set=keys_of(self.checkpoint.requests(newer)))
+            if pc.any(there).as_py():
+                self._watch(newer)
+                keys = keys.filter(pc.invert(there))
+        return keys
 
     def _limits(self) -> Limits:
         """The user's limits, and what was learned of the queue."""
@@ -526,15 +529,25 @@ class _Run:
             yield model, self.rows.take(pc.indices_nonzero(of_model))
 
     def _watch_over(self) -> None:
-        """Look, and send the rows anew of shards that were given up before they were sent."""
+        """Look, and send again what is to be sent again."""
         self._look()
         for job in [job for job in self.jobs if isinstance(job.state, Dropped)]:
             self.jobs.remove(job)
-            self._lost.append(job.number)
-        if self._lost:
-            lost, self._lost = self._lost, []
-            keys = [keys_of(self.checkpoint.requests(number)) for number in lost]
-            self._plan_all(pa.concat_arrays(keys))
+            self._lose(job.number)
+        is_waiting = self._held or any(isinstance(job.state, Planned) for job in self.jobs)
+        if self._again and not is_waiting:
+            self._send_again()
+
+    def _lose(self, number: int) -> None:
+        """Take note that a shard with rows of ours was dropped, before it was sent."""
+        self._again[number] = self._ours(number, keys_of(self.checkpoint.requests(number)))
+
+    def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
+        """Those of a shard's keys that name rows of this call."""
+        if number in self._made:
+            return keys
+        ours = pa.concat_arrays([self.keys, *self.keys_of_windows])
+        return keys.filter(pc.is_in(keys, value_set=ours))
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
         """False for a shard that was never sent and holds rows that nobody wants: it is dropped."""
@@ -546,7 +559,7 @@ class _Run:
             or self.engine.is_watched(self.checkpoint, number)
         ):
             return True
-        self.checkpoint.drop(number)
+        self.checkpoint.drop(number, is_unwanted=True)
         if isinstance(state, Uploaded):
             delete_quietly(self.submission.provider, state.file_id)
         return False
@@ -580,19 +593,11 @@ class _Run:
         self._show()
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
-                self._looked_at.add(job.number)
-                results = self.checkpoint.results_of(job.number)
-                cost = pc.sum(results["cost_usd"], skip_nulls=False).as_py()
-                known = self._cost_usd is not None and cost is not None
-                self._cost_usd = self._cost_usd + cost if known else None
-                self._has_unfinished |= pc.any(unfinished(results)).as_py() or False
-                self.budget.spend(job.number, results)
-                if job.number not in self._sent_before:
-                    self._stop_if_hopeless(results)
+                self._look_at(job.number)
         while self._held:
             number = self._held[0]
             if isinstance(self.checkpoint.shards[number].state, Dropped):
-                self._lost.append(self._held.pop(0))  # by a run that wants only some of its rows
+                self._lose(self._held.pop(0))  # by a run that wants only some of its rows
             elif self.budget.has_room(number, self.jobs):
                 self._watch(self._held.pop(0))
             else:
@@ -600,13 +605,32 @@ class _Run:
         if self._held and all(job.number in self._looked_at for job in self.jobs):
             raise self.budget.exceeded(self._held[0], self._n_unsent())
 
-    def _stop_if_hopeless(self, results: pa.Table) -> None:
+    def _look_at(self, number: int) -> None:
+        """Take note of a shard's results, and of which of its rows are to be sent again."""
+        self._looked_at[number] = 0
+        results = self.checkpoint.results_of(number)
+        cost = pc.sum(results["cost_usd"], skip_nulls=False).as_py()
+        known = self._cost_usd is not None and cost is not None
+        self._cost_usd = self._cost_usd + cost if known else None
+        self.budget.spend(number, results)
+        if number not in self._sent_before:
+            self._stop_if_hopeless(number, results)
+        if self._has_rounds(number):
+            again = self._ours(number, keys_of(results.filter(unfinished(results))))
+            if len(again):
+                self._looked_at[number] = len(again)
+                self._again[number] = again
+
+    def _has_rounds(self, number: int) -> bool:
+        return self._rounds.get(number, 0) < self.options.max_retries
+
+    def _stop_if_hopeless(self, number: int, results: pa.Table) -> None:
         reason = hopeless(results, proven=self._is_proven)
         if reason is None:
             self._is_proven = True
             return
-        has_rounds = self.round < self.options.max_retries
-        if self._n_unsent() or (has_rounds and pc.any(unfinished(results)).as_py()):
+        is_again = self._has_rounds(number) and pc.any(unfinished(results)).as_py()
+        if self._n_unsent() or is_again:
             self.engine.release(self)  # what a step under way still sends is not called unsent
             unsent = self._n_unsent()
             rows = "1 row was" if unsent == 1 else f"{unsent} rows were"
@@ -622,21 +646,23 @@ class _Run:
 
     def _n_unsent(self) -> int:
         known = Creating | Live | Ended | Collected
-        return self.n_planned - sum(
-            _n_requests(job) for job in self.jobs if isinstance(job.state, known)
-        )
+        waiting = (job for job in self.jobs if not isinstance(job.state, known))
+        return self._n_unfrozen + self._n_held() + sum(map(_n_requests, waiting))
 
     def _show(self) -> None:
+        # Rows that are sent again count where they were sent last.
         prepared = sent = done = 0
         for job in self.jobs:
-            n_requests, state = _n_requests(job), job.state
+            state = job.state
+            n_requests = _n_requests(job) - self._looked_at.get(job.number, 0)
             prepared += n_requests
             sent += n_requests if isinstance(state, Live | Ended | Collected) else 0
             done += _n_done(state, n_requests)
+        total = self._n_unfrozen + self._n_held() + prepared
         note = next((job.note for job in self.jobs if job.note), "")
         self.progress.show(
             Tally(
-                total=self.n_planned,
+                total=total + sum(map(len, self._again.values())),
                 prepared=prepared,
                 sent=sent,
                 done=done,

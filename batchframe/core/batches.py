@@ -205,7 +205,10 @@ class TurnedAway(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class ShardDropped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The shard will never be sent: some of its rows are not wanted any more."""
+    """The shard will never be sent: it is too large for the queue, or nobody wants all of it."""
+
+    #: Some of its rows are not wanted any more; else all of them are to go into smaller shards.
+    is_unwanted: bool = False
 
 
 Event = (
@@ -271,6 +274,9 @@ class Collected(msgspec.Struct, frozen=True, kw_only=True):
 class Dropped(msgspec.Struct, frozen=True, kw_only=True):
     """The shard was given up before it was sent; its rows are free for others."""
 
+    #: As `ShardDropped` has it.
+    is_unwanted: bool = False
+
 
 State = Planned | Uploading | Uploaded | Creating | Live | Ended | Collected | Dropped
 
@@ -311,8 +317,8 @@ def advance(  # noqa: C901, PLR0912 - one table, one line each
             return Collected(batch=batch, results=event)
         case Collected(batch=batch), ResultsLost():
             return Ended(batch=batch)
-        case Planned() | Uploading() | Uploaded(), ShardDropped():
-            return Dropped()
+        case Planned() | Uploading() | Uploaded(), ShardDropped(is_unwanted=is_unwanted):
+            return Dropped(is_unwanted=is_unwanted)
         case _:
             raise IllegalTransitionError(
                 f"{type(event).__name__} cannot happen to a shard that is "
