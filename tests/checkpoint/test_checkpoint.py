@@ -418,10 +418,10 @@ def test_the_history_of_a_log_that_broke_meanwhile_is_refused(open_checkpoint, p
     checkpoint.freeze(some_requests("a"), round_=0)
     (file,) = log(path)
     file.write_bytes(file.read_bytes().replace(b'"shard":0', b'"shard":1'))
-    with pytest.raises(CheckpointCorruptError, match="00000000.json is not what was written"):
+    with pytest.raises(CheckpointCorruptError, match=r"00000000\.json is not what was written"):
         list(checkpoint.history())
     file.unlink()
-    with pytest.raises(CheckpointCorruptError, match="00000000.json is missing"):
+    with pytest.raises(CheckpointCorruptError, match=r"00000000\.json is missing"):
         list(checkpoint.history())
 
 
