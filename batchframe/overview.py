@@ -65,6 +65,7 @@ __all__ = [
     "Sums",
     "overview_of",
     "status_of",
+    "time_left",
 ]
 
 #: Rows whose batch the provider has.
@@ -126,7 +127,8 @@ class RunStatus:
     #: Seconds until the rows are done that are not, or None where nothing tells. The pace is that
     #: of the time since the oldest live batch was created: rows that were done in batches created
     #: since then, by seconds. It tells once a tenth of the work is done: those rows, and all that
-    #: are not done. Rows that will fail and be tried again are not foreseen.
+    #: are not done; and nothing more is told once only the provider's own last steps are left. Rows
+    #: that will fail and be tried again are not foreseen.
     eta_seconds: float | None
     #: Until when the provider keeps the results that are still there, UTC: 30 days after the oldest
     #: batch that is not collected was created. None where there is none.
@@ -160,17 +162,25 @@ class RunStatus:
             ("input tokens", f"{self.input_tokens:,}", ""),
             ("output tokens", f"{self.output_tokens:,}", ""),
         ]
-        if self.is_done:
-            lines.append(("time left", "none", "nothing waits, nothing is at the provider"))
-        else:
-            eta = self.eta_seconds
-            shown = "unknown" if eta is None else f"about {duration(eta)}"
-            lines.append(("time left", shown, ""))
+        lines.append(("time left", *time_left(self)))
         if self.kept_until is not None:
             lines.append(
                 ("results", f"{self.kept_until:%Y-%m-%d}", "the provider keeps them until then")
             )
         return lines
+
+
+def time_left(status: RunStatus) -> tuple[str, str]:
+    """The time that is left, in words, and how that is known or why it is not."""
+    if status.is_done:
+        return "none", "nothing waits, nothing is at the provider"
+    if status.eta_seconds is not None:
+        return duration(status.eta_seconds), "at the pace so far"
+    if IN_PROGRESS not in status.rows:
+        return "unknown", "nothing is at the provider"
+    if status.n_done == status.n_rows:
+        return "unknown", "all rows are done, the provider finishes the batch"
+    return "unknown", "not enough is done to tell"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -474,7 +484,7 @@ def _eta(known: Sequence[_Known], now: float) -> float | None:
         for one in known
         if isinstance(one.state, Live | Ended | Collected) and one.state.batch.created_at >= since
     )
-    if n_done < max(1, TELLING_PART * (n_done + n_left)):
+    if not n_left or n_done < max(1, TELLING_PART * (n_done + n_left)):
         return None
     return (now - since) * n_left / n_done
 

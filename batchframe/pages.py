@@ -18,7 +18,14 @@ from batchframe.core.estimates import dollars
 from batchframe.core.results import Status
 from batchframe.core.texts import duration, printable
 from batchframe.core.usage import CATEGORIES, TOTAL
-from batchframe.overview import IN_PROGRESS, WAITING, Overview, RunStatus, ShardHistory
+from batchframe.overview import (
+    IN_PROGRESS,
+    WAITING,
+    Overview,
+    RunStatus,
+    ShardHistory,
+    time_left,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -110,7 +117,6 @@ def _templates() -> "Environment":
         compact=_compact,
         usd=lambda amount: "unknown" if amount is None else dollars(amount),
         time=_time,
-        duration=duration,
         short=lambda text: printable(text, _ID_CHARS),
         slug=lambda word: word.replace(" ", "-"),
     )
@@ -161,6 +167,7 @@ def _shared(status: RunStatus) -> dict[str, Any]:
         "state": state,
         "kind": kind,
         "rows": rows,
+        "time_left": time_left(status),
         "done": _part(status.n_done, status.n_rows),
         "n_batches": sum(status.batches.values()),
         "colours": {str(word): colour for word, colour in _COLOURS.items()},
