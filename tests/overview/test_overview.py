@@ -22,6 +22,8 @@ from batchframe.core.batches import (
     Live,
     Planned,
     ResultsCommitted,
+    ResultsLost,
+    TurnedAway,
     UploadStarted,
     Usage,
 )
@@ -33,7 +35,7 @@ from batchframe.core.spec import Account, Spec
 from batchframe.emulator import Fault, JumpClock
 from batchframe.overview import Sums, overview_of, status_of, time_left
 from batchframe.storage import Storage
-from tests.overview.answers import INPUT_TOKENS, OUTPUT_TOKENS, ROW_USD
+from tests.overview.answers import INPUT_TOKENS, OUTPUT_TOKENS, ROW_USD, answer
 
 #: Longer than the clock jumps before a run is interrupted.
 LONG = 10 * 86_400.0
@@ -118,6 +120,17 @@ def test_a_price_that_is_not_known_is_not_a_price_of_zero(serve, run, read, cloc
     for rates, cost in ((prices, 1_000 * 2e-6 + 200 * 5e-6), (None, None), (prices, 0.003)):
         status = status_of(read(), now=clock.now(), prices=rates, sums=sums)
         assert status.cost_usd == pytest.approx(cost)
+
+
+def test_one_price_that_is_not_known_makes_the_sum_unknown(serve, run, read, clock):
+    def two_models(body):
+        status, content = answer(body)
+        is_odd = "odd" in body["messages"][-1]["content"]
+        return status, {**content, "model": "mystery" if is_odd else body["model"]}
+
+    with serve(two_models) as server:
+        run(server, {1: "even", 2: "odd"})
+    assert status_of(read(), now=clock.now()).cost_usd is None
 
 
 def test_a_checkpoint_without_rows_is_done(clock, path):
@@ -251,6 +264,10 @@ class Played:
         return BatchSeen(batch_id="b", input_file_id="f", status=status, created_at=1.0)
 
     def collect(self, number, statuses):
+        self.checkpoint.commit(number, self.batch(BatchStatus.COMPLETED))
+        self.store(number, statuses)
+
+    def store(self, number, statuses):
         rows, _ = self.shards[number]
         keys = self.checkpoint.requests(number)["row_key"]
         columns = {"row_key": keys, "status": pa.array(statuses)}
@@ -262,7 +279,6 @@ class Played:
         done = ResultsCommitted(
             downloads={}, usage=none, n_duplicate=0, n_foreign=0, n_unreadable=0
         )
-        self.checkpoint.commit(number, self.batch(BatchStatus.COMPLETED))
         self.checkpoint.store_results(number, table, done)
         self.shards[number] = (rows, statuses)
 
@@ -324,6 +340,20 @@ def test_each_row_stands_where_its_last_shard_does_whatever_happened(data):
                 assert status.n_failures == len(failed)
         finally:
             played.checkpoint.close()
+
+
+def test_results_that_were_lost_and_fetched_again_count_as_before(tmp_path):
+    played, sums = Played(tmp_path / "checkpoint"), Sums()
+    played.freeze([1, 2])
+    played.send(0)
+    played.collect(0, ["failed", "failed"])
+    played.freeze([1])
+    played.checkpoint.commit(0, ResultsLost())
+    status_of(played.checkpoint, now=2.0, sums=sums)  # a first look in a bad moment
+    played.store(0, ["failed", "failed"])
+    status = status_of(played.checkpoint, now=2.0, sums=sums)
+    played.checkpoint.close()
+    assert (status.n_rows, status.rows) == (2, {"failed": 1, "waiting": 1})
 
 
 # What it looks like in a terminal
@@ -405,6 +435,19 @@ def test_a_batch_that_the_queue_turned_away_begins_anew(serve, run, read, clock)
     assert sum(shard.n_turned_away for shard in overview.shards) > 0
     for shard in overview.shards:
         assert shard.frozen_at <= shard.uploaded_at <= shard.ended_at <= shard.collected_at
+
+
+def test_a_batch_that_was_turned_away_and_waits_has_no_times_but_its_first(tmp_path):
+    played = Played(tmp_path / "checkpoint")
+    played.freeze([1])
+    played.send(0)
+    for event in (played.batch(BatchStatus.FAILED), TurnedAway()):
+        played.checkpoint.commit(0, event)
+    (shard,) = overview_of(played.checkpoint, now=2.0).shards
+    played.checkpoint.close()
+    assert (shard.state, shard.n_turned_away) == ("waiting", 1)
+    assert shard.frozen_at is not None
+    assert {shard.uploaded_at, shard.created_at, shard.ended_at, shard.collected_at} == {None}
 
 
 def test_a_dropped_shard_stands_in_the_history_and_its_rows_count_once(tmp_path):
