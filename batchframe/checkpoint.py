@@ -357,6 +357,18 @@ class Checkpoint:
         with self._commits:
             self.shards[number].state = advance(self.shards[number].state, seen)
 
+    def history(self) -> Iterator[tuple[datetime, int, Event]]:
+        """What the log says: when it was, UTC, to which shard, and what happened; in its order.
+
+        The log is read again from the disk, as far as this checkpoint knows it, because what is
+        kept in memory is only where each shard stands.
+
+        Raises CheckpointCorruptError if a commit is not what was written.
+        """
+        for n in range(self._n_commits):
+            commit, _ = self._read_commit(n)
+            yield datetime.fromisoformat(commit.at), commit.shard, commit.event
+
     # Downloads and results
 
     @contextlib.contextmanager
@@ -513,14 +525,7 @@ class Checkpoint:
             path = self._commit_path(n)
             if name != path.name:
                 raise self._broken_log(f"{path.name} is missing")
-            data = self._storage.read(path)
-            payload = data.partition(b"\n")[0]
-            if data != _sealed(payload):
-                raise self._broken_log(f"{name} is not what was written")
-            try:
-                commit = msgspec.json.decode(payload, type=_Commit)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise self._broken_log(f"{name} cannot be read: {error}") from None
+            commit, digest = self._read_commit(n)
             if commit.n != n or commit.prev != self._last_hash:
                 raise self._broken_log(f"{name} does not follow the commit before it")
             shard = self.shards.get(commit.shard)
@@ -530,7 +535,23 @@ class Checkpoint:
                 raise self._broken_log(f"{name}: {error}") from None
             self._apply(commit.shard, state, commit.event)
             self._n_commits = n + 1
-            self._last_hash = sha256(data).hexdigest()
+            self._last_hash = digest
+
+    def _read_commit(self, n: int) -> tuple[_Commit, str]:
+        """One commit of the log, and the hex SHA-256 of its file."""
+        path = self._commit_path(n)
+        try:
+            data = self._storage.read(path)
+        except FileNotFoundError:
+            raise self._broken_log(f"{path.name} is missing") from None
+        payload = data.partition(b"\n")[0]
+        if data != _sealed(payload):
+            raise self._broken_log(f"{path.name} is not what was written")
+        try:
+            commit = msgspec.json.decode(payload, type=_Commit)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._broken_log(f"{path.name} cannot be read: {error}") from None
+        return commit, sha256(data).hexdigest()
 
     def _apply(self, number: int, state: State, event: Event) -> None:
         if isinstance(event, ShardFrozen):

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from batchframe.demo import printable, run_demo
+from batchframe.core.texts import printable
+from batchframe.demo import run_demo
 from batchframe.errors import BatchframeError
 
 __all__ = ["app"]

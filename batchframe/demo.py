@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from batchframe.core.texts import printable
 from batchframe.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from batchframe.emulator import LocalServer
 
-__all__ = ["Docstring", "printable", "read_docstrings", "run_demo"]
+__all__ = ["Docstring", "read_docstrings", "run_demo"]
 
 #: Whose price is shown. The local server takes any name.
 _PRICED_AS = "gpt-4o-mini"
@@ -177,11 +178,6 @@ def run_demo(*, rows: int, model: str, output: Path) -> None:
     everything = _combined(libraries, tables)
     _print_usage(everything, job["max_completion_tokens"])
     _write(everything, output)
-
-
-def printable(text: str) -> str:
-    """Text on one line, without what a terminal would obey: escapes, controls, directions."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _libraries() -> list[Library]:

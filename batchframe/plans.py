@@ -26,6 +26,7 @@ from batchframe.core.estimates import (
 )
 from batchframe.core.prices import Prices, cost_usd, repriced, usage_table
 from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys, shared_keys
+from batchframe.core.results import COUNTS
 from batchframe.core.retries import latest, unfinished
 from batchframe.core.shards import Limits, cut_shards, within_queue
 from batchframe.core.spec import Spec
@@ -34,6 +35,7 @@ from batchframe.errors import RowError
 
 __all__ = [
     "FOR_PLANS",
+    "FOR_USAGE",
     "check_types_of_ids",
     "equal_keys",
     "estimate_rows",
@@ -45,6 +47,8 @@ __all__ = [
 
 #: The columns of results that a plan is made from.
 FOR_PLANS = ("row_key", "status", "error_code", "http_status")
+#: The columns of results that tell what they used and cost: never the answers.
+FOR_USAGE = ("status", "error_code", *COUNTS, "cost_usd", "price_source", "model")
 #: Rows that a message names before it says "and more".
 _SHOWN = 5
 #: What tells requests that are there from new ones.
@@ -321,7 +325,7 @@ def usage_in(
         if not isinstance(state, Collected):
             continue
         model, batch = checkpoint.model_of(number), state.batch
-        table = checkpoint.results_of(number)
+        table = checkpoint.results_of(number, FOR_USAGE)
         if prices:
             table = repriced(table, model=model, prices=prices)
         at = datetime.fromtimestamp(batch.created_at, UTC)

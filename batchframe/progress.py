@@ -16,11 +16,11 @@ from batchframe.clock import Clock
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["Bars", "Lines", "Progress", "Silence", "Tally", "progress_for"]
+__all__ = ["TELLING_PART", "Bars", "Lines", "Progress", "Silence", "Tally", "progress_for"]
 
 _LINE_SECONDS = 60.0
 #: The part of the rows that must be done before their pace tells anything of the rest.
-_TELLING_PART = 0.1
+TELLING_PART = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,7 @@ class Lines(Silence):
             _batches(tally.n_live),
             _spent(tally.cost_usd),
         ]
-        if tally.done >= tally.total * _TELLING_PART:
+        if tally.done >= tally.total * TELLING_PART:
             left = (now - self._started) * (tally.total - tally.done) / max(1, tally.done)
             parts.append(f"about {_time(left)} left")
         if tally.note:

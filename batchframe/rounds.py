@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from batchframe.budget import Budget, check_bounded
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import (
+    KEPT_DAYS,
     Collected,
     Creating,
     Dropped,
@@ -86,9 +87,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-#: How long the provider keeps a batch's files (OpenAI, Batch guide, 2026-08).
-_KEPT_DAYS = 30
-#: So many days before that, a run that finds such a batch says so.
+#: So many days before the provider deletes results, a run that finds such a batch says so.
 _WARN_DAYS = 5
 
 
@@ -356,7 +355,7 @@ class _Run:
             said += f", and {creating} more may: the answer to the create did not come"
         dates = [batch.created_at for batch in live if batch.created_at]
         if dates:
-            until = datetime.fromtimestamp(min(dates), UTC) + timedelta(days=_KEPT_DAYS)
+            until = datetime.fromtimestamp(min(dates), UTC) + timedelta(days=KEPT_DAYS)
             said += f", which keeps the results until {until:%Y-%m-%d}"
         return f"{said}. Nothing else is sent."
 
@@ -572,12 +571,12 @@ class _Run:
             for state in states
             if isinstance(state, Live | Ended) and state.batch.created_at
         ]
-        if dates and self.engine.clock.now() > min(dates) + (_KEPT_DAYS - _WARN_DAYS) * 86_400:
+        if dates and self.engine.clock.now() > min(dates) + (KEPT_DAYS - _WARN_DAYS) * 86_400:
             _log.warning(
                 "the oldest batch without results is of %s: the provider deletes results after "
                 "%s days, and this call fetches what is there",
                 datetime.fromtimestamp(min(dates), UTC).date(),
-                _KEPT_DAYS,
+                KEPT_DAYS,
             )
 
     def _watch(self, number: int) -> None:

@@ -142,7 +142,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a shard with unwanted rows is dropped",
-        "run.py",
+        "rounds.py",
         "        self.checkpoint.drop(number)",
         "        return number >= 0",
         "engine/test_engine.py",
@@ -151,8 +151,8 @@ MUTATIONS = (
     Mutation(
         "the seal of a commit",
         "checkpoint.py",
-        "            if data != _sealed(payload):",
-        "            if False:",
+        "        if data != _sealed(payload):",
+        "        if False:",
         "checkpoint",
         "broken_log",
     ),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from batchframe.demo import printable, read_docstrings
+from batchframe.demo import read_docstrings
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "COLUMNS": "100"}
@@ -161,20 +161,3 @@ def test_docstrings_are_many_and_each_comes_once():
     assert rows == read_docstrings()
     assert all(row.id == f"{row.module}.{row.name}" for row in rows)
     assert all(row.id in row.prompt and len(row.prompt) < 400 for row in rows)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("plain, and näïve 文字", "plain, and näïve 文字"),
-        ("two\nlines\tand  more", "two lines and more"),
-        ("\x1b[31mred\x1b[0m", "[31mred [0m"),
-        ("title\x1b]0;owned\x07!", "title ]0;owned !"),
-        ("csi \x9b2J", "csi 2J"),
-        ("abc\u202edef", "abc def"),
-        ("", ""),
-    ],
-    ids=["text", "lines", "colour", "window title", "c1", "direction", "empty"],
-)
-def test_text_of_a_model_cannot_command_the_terminal(text, shown):
-    assert printable(text) == shown

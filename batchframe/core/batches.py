@@ -16,6 +16,7 @@ from typing import Annotated
 import msgspec
 
 __all__ = [
+    "KEPT_DAYS",
     "Action",
     "BatchError",
     "BatchSeen",
@@ -52,6 +53,9 @@ __all__ = [
     "advance",
     "next_action",
 ]
+
+#: How long the provider keeps a batch's files, in days (OpenAI, Batch guide, 2026-08).
+KEPT_DAYS = 30
 
 
 class BatchStatus(StrEnum):

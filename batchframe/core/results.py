@@ -25,6 +25,7 @@ from msgspec import inspect as shapes
 from batchframe.core.batches import BatchError
 
 __all__ = [
+    "COUNTS",
     "MAYBE_BILLED",
     "RESULT_SCHEMA",
     "Collected",

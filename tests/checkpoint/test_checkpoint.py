@@ -382,6 +382,49 @@ def test_progress_is_noted_but_not_logged(open_checkpoint, path):
     assert len(log(path)) == before
 
 
+def test_the_history_is_what_was_committed_with_its_times(open_checkpoint, path):
+    checkpoint = open_checkpoint()
+    clock = checkpoint._clock
+    for name in ("a", "b"):
+        checkpoint.freeze(some_requests(name), round_=0)
+        clock.advance(60)
+    for event in UPLOADED:
+        checkpoint.commit(1, event)
+        clock.advance(60)
+    checkpoint.drop(0)
+
+    for there in (checkpoint, Checkpoint.read(path, Storage(), clock)):
+        minutes = [round((at.timestamp() - 1_790_000_000) / 60) for at, _, _ in there.history()]
+        assert minutes == [0, 1, 2, 3, 4]
+        assert [(number, type(event).__name__) for _, number, event in there.history()] == [
+            (0, "ShardFrozen"),
+            (1, "ShardFrozen"),
+            (1, "UploadStarted"),
+            (1, "FileUploaded"),
+            (0, "ShardDropped"),
+        ]
+
+
+def test_a_history_is_as_old_as_the_checkpoint_that_was_read(open_checkpoint, path):
+    checkpoint = open_checkpoint()
+    checkpoint.freeze(some_requests("a"), round_=0)
+    there = Checkpoint.read(path, Storage(), JumpClock())
+    checkpoint.freeze(some_requests("b"), round_=0)
+    assert [number for _, number, _ in there.history()] == [0]
+
+
+def test_the_history_of_a_log_that_broke_meanwhile_is_refused(open_checkpoint, path):
+    checkpoint = open_checkpoint()
+    checkpoint.freeze(some_requests("a"), round_=0)
+    (file,) = log(path)
+    file.write_bytes(file.read_bytes().replace(b'"shard":0', b'"shard":1'))
+    with pytest.raises(CheckpointCorruptError, match=r"00000000\.json is not what was written"):
+        list(checkpoint.history())
+    file.unlink()
+    with pytest.raises(CheckpointCorruptError, match=r"00000000\.json is missing"):
+        list(checkpoint.history())
+
+
 # A broken log
 
 

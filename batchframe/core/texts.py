@@ -1,0 +1,35 @@
+"""Values -> words for people: texts that are safe to show, times that are easy to take in.
+
+What a provider or a user wrote is untrusted: nothing of it may act on a terminal or a page.
+"""
+
+import math
+
+__all__ = ["duration", "printable"]
+
+
+def printable(text: str, limit: int | None = None) -> str:
+    """Text on one line, without what a terminal would obey: escapes, controls, directions.
+
+    Args:
+        text: Any text.
+        limit: The most characters; a longer text ends in an ellipsis. None: no limit.
+    """
+    words = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if limit is None or len(words) <= limit:
+        return words
+    return words[: limit - 1].rstrip() + "\u2026"
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units, rounded up: "40 s", "12 min", "3 h 20 min", "2 d 4 h"."""
+    if seconds < 60:
+        return f"{math.ceil(max(0.0, seconds))} s"
+    minutes = math.ceil(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        hours, rest = divmod(minutes, 60)
+        return f"{hours} h {rest} min" if rest else f"{hours} h"
+    days, rest = divmod(math.ceil(minutes / 60), 24)
+    return f"{days} d {rest} h" if rest else f"{days} d"
