@@ -77,6 +77,8 @@ _SHARD_SCHEMA = pa.schema(
         pa.field("n_tokens", pa.int64(), nullable=False),
     ]
 )
+#: Columns whose values are all different: a dictionary of them costs time and space.
+_UNIQUE = frozenset({"row_key", "id", "body_digest", "request_id"})
 #: The directories of a checkpoint.
 _PARTS = ("shards", "log", "raw", "results")
 #: Size of the pieces in which downloads are read back, in bytes.
@@ -125,8 +127,6 @@ class Checkpoint:
         self._n_commits = 0
         self._last_hash = ""
         self._failure: OSError | None = None
-        #: The row keys of results, once they were looked up: what does not change is read once.
-        self._result_keys: dict[int, pa.ChunkedArray] = {}
         self._users = 0
         self._lock_file: BinaryIO | None = None
 
@@ -248,10 +248,10 @@ class Checkpoint:
         self.commit(number, frozen)
         return number
 
-    def requests(self, number: int) -> pa.Table:
+    def requests(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Row key, id, body digest and token estimate of each line of a shard, in its order."""
         path = self._shard_path(number, self.shards[number].frozen, "parquet")
-        return self._read_table(path, _SHARD_SCHEMA)
+        return self._read_table(path, _SHARD_SCHEMA, columns)
 
     def model_of(self, number: int) -> str:
         """The model of a shard's requests."""
@@ -423,31 +423,66 @@ class Checkpoint:
         columns: Sequence[str] = tuple(RESULT_SCHEMA.names),
         *,
         prices: Prices | None = None,
-        only: pa.FixedSizeBinaryArray | None = None,
         numbers: Iterable[int] | None = None,
     ) -> pa.Table:
         """All results, in the order of their shards: of a row tried twice, the last counts.
 
-        With `prices`, at the user's own rates where it has any for them. With `only`, those of
-        these row keys; shards that have none of them are not read. With `numbers`, those of these
-        collected shards.
+        With `prices`, at the user's own rates where it has any for them. With `numbers`, those of
+        these collected shards.
         """
-        tables = [RESULT_SCHEMA.empty_table().select(columns)]
-        for number in self.collected() if numbers is None else numbers:
-            path = self._results_path(number)
-            is_asked = None
-            if only is not None:
-                if number not in self._result_keys:
-                    keys = self._read_table(path, RESULT_SCHEMA, ("row_key",))["row_key"]
-                    self._result_keys[number] = keys
-                is_asked = pc.is_in(self._result_keys[number], value_set=only)
-                if not pc.any(is_asked).as_py():
-                    continue
-            table = self._read_table(path, RESULT_SCHEMA, None if prices else columns)
-            if prices:
-                table = repriced(table, model=self.model_of(number), prices=prices).select(columns)
-            tables.append(table if is_asked is None else table.filter(is_asked))
-        return pa.concat_tables(tables)
+        chosen = self.collected() if numbers is None else numbers
+        tables = (self._priced_results(number, columns, prices) for number in chosen)
+        return pa.concat_tables([RESULT_SCHEMA.empty_table().select(columns), *tables])
+
+    def results_of_windows(
+        self, windows: Sequence[pa.FixedSizeBinaryArray], *, prices: Prices | None = None
+    ) -> Iterator[pa.Table]:
+        """For each window of row keys its results, in the order of their shards.
+
+        No key is in two windows, and one without a result has none. Where each result belongs is
+        looked up once for all, and a shard is read for the windows alone that it has results of.
+        """
+        numbers = self.collected()
+        keys = [
+            self._read_table(self._results_path(number), RESULT_SCHEMA, ("row_key",))["row_key"]
+            for number in numbers
+        ]
+        nothing = pa.array([], pa.binary(16))
+        place = pc.index_in(
+            pa.chunked_array([chunk for column in keys for chunk in column.chunks], nothing.type),
+            value_set=pa.concat_arrays([nothing, *windows]),
+            skip_nulls=True,
+        )
+        owners = [pa.repeat(pa.scalar(n, pa.int32()), len(w)) for n, w in enumerate(windows)]
+        owner = pa.concat_arrays([pa.array([], pa.int32()), *owners]).take(place)
+        owner_of, start = {}, 0
+        for number, column in zip(numbers, keys, strict=True):
+            owner_of[number] = owner.slice(start, len(column)).combine_chunks()
+            start += len(column)
+        shards_of: dict[int, list[int]] = {}
+        for number in numbers:
+            for index in owner_of[number].unique().drop_null().to_pylist():
+                shards_of.setdefault(index, []).append(number)
+
+        def results(index: int, number: int) -> pa.Table:
+            table = self._priced_results(number, RESULT_SCHEMA.names, prices)
+            is_ours = pc.equal(owner_of[number], index)
+            # What is whole needs no copy.
+            is_whole = pc.all(is_ours, skip_nulls=False).as_py()
+            return table if is_whole else table.filter(is_ours)
+
+        for index in range(len(windows)):
+            tables = (results(index, number) for number in shards_of.get(index, ()))
+            yield pa.concat_tables([RESULT_SCHEMA.empty_table(), *tables])
+
+    def _priced_results(
+        self, number: int, columns: Sequence[str], prices: Prices | None
+    ) -> pa.Table:
+        """The results of one collected shard, at the user's own rates where there are any."""
+        if not prices:
+            return self.results_of(number, columns)
+        table = repriced(self.results_of(number), model=self.model_of(number), prices=prices)
+        return table.select(columns)
 
     def collected(self) -> list[int]:
         """The shards whose results are here, in order."""
@@ -603,7 +638,13 @@ class Checkpoint:
 
     def _write_table(self, path: Path, table: pa.Table) -> None:
         with self._storage.replace(path) as file:
-            pq.write_table(table, file, compression="zstd", compression_level=1)
+            pq.write_table(
+                table,
+                file,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=[name for name in table.column_names if name not in _UNIQUE],
+            )
 
     def _read_table(
         self, path: Path, schema: pa.Schema, columns: Sequence[str] | None = None
@@ -611,7 +652,7 @@ class Checkpoint:
         try:
             with self._storage.open(path) as file, pq.ParquetFile(file) as parquet:
                 fits = parquet.schema_arrow.equals(schema)
-                table = parquet.read(columns) if fits else None
+                table = parquet.read(columns, use_threads=False) if fits else None
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(path, error) from error
         if table is None:

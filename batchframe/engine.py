@@ -61,7 +61,7 @@ from batchframe.core.batches import (
 )
 from batchframe.core.prices import Prices, priced
 from batchframe.core.queues import Queue, queue_of
-from batchframe.core.results import collect_results, split_lines
+from batchframe.core.results import collect_results, whole_lines
 from batchframe.core.retries import (
     PASSING_REFUSALS,
     poll_delay,
@@ -893,7 +893,7 @@ def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -
 
 def _guessed_and_used(checkpoint: Checkpoint, number: int, table: pa.Table) -> tuple[int, int]:
     """Tokens of a shard's answered prompts, as they were guessed and as they were."""
-    guessed = checkpoint.requests(number)["n_tokens"]
+    guessed = checkpoint.requests(number, ("n_tokens",))["n_tokens"]
     has_usage = pc.is_valid(table["input_tokens"])
     n_guessed = pc.sum(guessed.filter(has_usage)).as_py() or 0
     return n_guessed, pc.sum(table["input_tokens"]).as_py() or 0
@@ -925,12 +925,12 @@ def _read_downloads(
 ) -> tuple[pa.Table, ResultsCommitted]:
     """A shard's downloads, as they are on disk -> one result per request, with its cost."""
     kinds: tuple[DownloadKind, ...] = ("output", "error")
-    requests = checkpoint.requests(number)
+    requests = checkpoint.requests(number, ("row_key", "id"))
     collected = collect_results(
         requests["row_key"].to_pylist(),
         requests["id"].combine_chunks(),
         chain.from_iterable(
-            split_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
+            whole_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
         ),
         batch_id=batch.batch_id,
         ended=batch.status.value,

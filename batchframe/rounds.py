@@ -80,6 +80,7 @@ __all__ = [
     "Options",
     "find_keys",
     "find_rows",
+    "find_windows",
     "run_rows",
     "run_windows",
     "warn_of_unknown_prices",
@@ -87,6 +88,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
+#: The columns of results that a run looks at as they come in.
+_FOR_LOOKS = ("row_key", "status", "error_code", "error_message", "http_status", "cost_usd")
 #: So many days before the provider deletes results, a run that finds such a batch says so.
 _WARN_DAYS = 5
 
@@ -176,7 +179,7 @@ def run_windows(
 ) -> list[pa.FixedSizeBinaryArray]:
     """Send what the checkpoint lacks of rows that are too many to be held, and wait for it.
 
-    What they were answered is then in the checkpoint, where `find_keys` finds it.
+    What they were answered is then in the checkpoint, where `find_windows` finds it.
 
     Args:
         windows: Gives all rows, some at a time, as often as it is called: the same, in one order,
@@ -244,9 +247,24 @@ def find_keys(
     keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint, prices: Prices | None
 ) -> Answers:
     """What a checkpoint holds for rows whose requests have these keys; arguments as above."""
-    results = latest(checkpoint.results(prices=prices, only=keys))
-    positions = pc.index_in(keys, value_set=keys_of(results), skip_nulls=True)
-    return Answers(results, positions.cast(pa.int64()), keys, checkpoint)
+    return next(find_windows([keys], checkpoint, prices))
+
+
+def find_windows(
+    windows: Sequence[pa.FixedSizeBinaryArray], checkpoint: Checkpoint, prices: Prices | None
+) -> Iterator[Answers]:
+    """What a checkpoint holds for windows of rows whose requests have these keys, one by one.
+
+    No key is in two windows; arguments as above.
+    """
+
+    def answers(keys: pa.FixedSizeBinaryArray, results: pa.Table) -> Answers:
+        positions = pc.index_in(keys, value_set=keys_of(results), skip_nulls=True)
+        return Answers(results, positions.cast(pa.int64()), keys, checkpoint)
+
+    # By no loop, whose variables would hold one window's results while the next are read.
+    found = checkpoint.results_of_windows(windows, prices=prices)
+    return map(answers, windows, map(latest, found))
 
 
 _NO_ROWS = Rows(ids=pa.array([], pa.int64()), prompts=pa.array([], pa.string()))
@@ -264,7 +282,7 @@ class _Run:
     options: Options
     engine: Engine
     progress: Progress = field(init=False)
-    #: The rows that are looked at, and none between the plans of several windows.
+    #: The rows that are looked at, and none between plans.
     rows: Rows = field(init=False)
     #: The keys of the rows' own requests, for each window that was planned.
     keys_of_windows: list[pa.FixedSizeBinaryArray] = field(default_factory=list)
@@ -317,8 +335,9 @@ class _Run:
             self._plan()
             if self.own_keys is not None:
                 self.keys_of_windows.append(self.own_keys)
-        if len(self.keys_of_windows) > 1:
+            # Given up before the next ones are read.
             self.rows = _NO_ROWS
+            del rows
         seconds = max(0.0, started + seconds - self.engine.clock.monotonic())
         if not self.engine.wait(self.jobs, seconds=seconds, look=self._watch_over):
             self.engine.release(self)
@@ -607,7 +626,7 @@ class _Run:
     def _look_at(self, number: int) -> None:
         """Take note of a shard's results, and of which of its rows are to be sent again."""
         self._looked_at[number] = 0
-        results = self.checkpoint.results_of(number)
+        results = self.checkpoint.results_of(number, _FOR_LOOKS)
         cost = pc.sum(results["cost_usd"], skip_nulls=False).as_py()
         known = self._cost_usd is not None and cost is not None
         self._cost_usd = self._cost_usd + cost if known else None

@@ -8,11 +8,12 @@ A prompt is text, the content of one user message; or bytes, the JSON of a list 
 is sent as it is. A text and the list of that one message make the same body.
 """
 
+from binascii import hexlify
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import chain, groupby, repeat
-from typing import Any, NamedTuple
+from itertools import chain, compress, groupby, repeat
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -43,8 +44,10 @@ __all__ = [
     "shared_keys",
 ]
 
+_T = TypeVar("_T")
+
 #: Rows turned into Python objects at a time, so that memory does not grow with the frame.
-_CHUNK_ROWS = 4_096
+_CHUNK_ROWS = 1_024
 #: Size of row keys and body digests, in bytes.
 _DIGEST_BYTES = 16
 #: Bytes per token assumed before real usage is known: cautious for English, near for most scripts
@@ -81,7 +84,7 @@ class Rows:
         """The rows at `positions`, in that order."""
         n = len(positions)
         first = positions[0].as_py() if n else 0
-        if positions.equals(pa.array(range(first, first + n), positions.type)):
+        if positions.equals(pa.arange(first, first + n).cast(positions.type)):
             # A run of rows needs no copy.
             return Rows(
                 ids=self.ids.slice(first, n),
@@ -190,7 +193,7 @@ class _Renderer:
         self._line_tail = b"}\n"
         self._encode = msgspec.json.Encoder().encode
         #: Bytes of a line beside its body.
-        self.envelope_bytes = len(self.line(bytes(_DIGEST_BYTES), b""))
+        self.envelope_bytes = len(self.lines([bytes(_DIGEST_BYTES)], [b""])[0])
         params = len(head) - len(msgspec.json.encode({"model": spec.model or model}))
         #: Bytes of a body beside its texts and parameters: they are no tokens.
         self.bare_bytes = len(self.body("", None)) - params - len(messages)
@@ -202,9 +205,22 @@ class _Renderer:
             body = self._text_prefix + self._encode(prompt) + self._text_suffix
         return body if fields is None else body[:-1] + b"," + fields[1:]
 
-    def line(self, row_key: bytes, body: bytes) -> bytes:
-        custom_id = row_key.hex().encode()
-        return self._line_head + custom_id + self._line_middle + body + self._line_tail
+    def bodies(self, prompts: Iterable[str | bytes | None]) -> list[bytes | None]:
+        """The bodies of rows without fields of their own; None where there is no prompt."""
+        before, after, encode = self._text_prefix, self._text_suffix, self._encode
+        return [
+            before + encode(prompt) + after
+            if isinstance(prompt, str)
+            else (None if prompt is None else self.body(prompt, None))
+            for prompt in prompts
+        ]
+
+    def lines(self, row_keys: Iterable[bytes], bodies: Iterable[bytes]) -> list[bytes]:
+        head, middle, tail = self._line_head, self._line_middle, self._line_tail
+        return [
+            b"".join((head, hexlify(row_key), middle, body, tail))
+            for row_key, body in zip(row_keys, bodies, strict=True)
+        ]
 
 
 def encode_messages(messages: Any, place: str) -> bytes:
@@ -298,13 +314,15 @@ def row_keys(rows: Rows, spec: Spec) -> RowKeys:
     digests: list[bytes | None] = []
     tokens: list[int | None] = []
     for chunk in _chunks(rows, spec):
-        named = [None if body is None else _digest(body) for body in chunk.bodies]
-        pairs = zip(chunk.tags, named, strict=True)
-        keys += [None if digest is None else _row_key(tag, digest) for tag, digest in pairs]
+        bodies = [body for body in chunk.bodies if body is not None]
+        named = _digests(bodies)
+        is_asked = [body is not None for body in chunk.bodies]
+        own_ids = list(compress(chunk.ids, is_asked))
         around = chunk.envelope_bytes
-        sizes += [None if body is None else around + len(body) for body in chunk.bodies]
-        digests += named
-        tokens += [None if body is None else chunk.guessed_tokens(body) for body in chunk.bodies]
+        keys += _spread(_row_keys(chunk.letter, own_ids, named), is_asked)
+        sizes += _spread([around + len(body) for body in bodies], is_asked)
+        digests += _spread(named, is_asked)
+        tokens += _spread(chunk.guessed_tokens(bodies), is_asked)
     return RowKeys(
         pa.array(keys, pa.binary(_DIGEST_BYTES)),
         pa.array(sizes, pa.int64()),
@@ -356,25 +374,37 @@ def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Req
             bodies = [body for body in chunk.bodies if body is not None]
             if len(bodies) < len(chunk.bodies):
                 raise ValueError("a row without a prompt has no request")
-            digests = list(map(_digest, bodies))
-            keys = list(map(_row_key, chunk.tags, digests))
-            ids = [tag[1:] for tag in chunk.tags]
-            lines = list(map(chunk.line, keys, bodies))
-            tokens = list(map(chunk.guessed_tokens, bodies))
+            digests = _digests(bodies)
+            keys = _row_keys(chunk.letter, chunk.ids, digests)
+            lines, tokens = chunk.lines(keys, bodies), chunk.guessed_tokens(bodies)
+            requests = Requests(None, keys, chunk.ids, digests, lines, tokens)
+            if rows.models is None:
+                yield requests
+                continue
             place = 0
-            for model, run in groupby(chunk.models) if rows.models else ((None, bodies),):
+            for model, run in groupby(chunk.models):
                 end = place + sum(1 for _ in run)
-                yield Requests(model, keys, ids, digests, lines, tokens).part(place, end)
+                yield replace(requests.part(place, end), model=model)
                 place = end
 
 
-def _digest(body: bytes) -> bytes:
-    return blake2b(body, digest_size=_DIGEST_BYTES).digest()
+def _digests(bodies: Iterable[bytes]) -> list[bytes]:
+    return [blake2b(body, digest_size=_DIGEST_BYTES).digest() for body in bodies]
 
 
-def _row_key(tag: str, digest: bytes) -> bytes:
-    # The digest has a fixed size, so that no id can borrow bytes from the one behind it.
-    return blake2b(tag.encode() + digest, digest_size=_DIGEST_BYTES).digest()
+def _row_keys(letter: str, ids: Iterable[str], digests: Iterable[bytes]) -> list[bytes]:
+    # The letter is that of the ids' type: the integer 1 and the text "1" are different rows. The
+    # digest has a fixed size, so that no id can borrow bytes from the one behind it.
+    return [
+        blake2b((letter + id_).encode() + digest, digest_size=_DIGEST_BYTES).digest()
+        for id_, digest in zip(ids, digests, strict=True)
+    ]
+
+
+def _spread(values: Iterable[_T], is_asked: Iterable[bool]) -> Iterator[_T | None]:
+    """The values, one for each row that is asked, with None for the others."""
+    rest = iter(values)
+    return (next(rest) if asked else None for asked in is_asked)
 
 
 def _take(column: pa.Array, positions: pa.Array) -> pa.Array:
@@ -387,22 +417,24 @@ def _take(column: pa.Array, positions: pa.Array) -> pa.Array:
 class _Chunk:
     """Rows that are Python objects now: each list has one entry per row."""
 
-    #: The id with its type's letter: the integer 1 and the text "1" are different rows.
-    tags: list[str]
+    #: The letter of the ids' type.
+    letter: str
+    ids: list[str]
     #: None where there is no prompt.
     bodies: list[bytes | None]
     #: The row's own model, or None where the spec names one for all.
     models: Iterable[str | None]
-    #: A row key and a body -> the line.
-    line: Callable[[bytes, bytes], bytes]
+    #: Row keys and bodies -> their lines.
+    lines: Callable[[Iterable[bytes], Iterable[bytes]], list[bytes]]
     #: Bytes of a line beside its body.
     envelope_bytes: int
     #: Bytes of a body beside its texts and parameters.
     bare_bytes: int
 
-    def guessed_tokens(self, body: bytes) -> int:
-        """Tokens that a request with this body probably has."""
-        return max(0, len(body) - self.bare_bytes) // _BYTES_PER_TOKEN + _TOKENS_AROUND
+    def guessed_tokens(self, bodies: Iterable[bytes]) -> list[int]:
+        """Tokens that a request with each body probably has."""
+        bare = self.bare_bytes
+        return [max(0, len(body) - bare) // _BYTES_PER_TOKEN + _TOKENS_AROUND for body in bodies]
 
 
 def _chunks(rows: Rows, spec: Spec) -> Iterator[_Chunk]:
@@ -414,8 +446,7 @@ def _chunks(rows: Rows, spec: Spec) -> Iterator[_Chunk]:
         prompts = rows.prompts.slice(start, _CHUNK_ROWS).to_pylist()
         models = _own(rows.models, start)
         if rows.models is None and rows.fields is None:
-            render = shared.body
-            bodies = [None if prompt is None else render(prompt, None) for prompt in prompts]
+            bodies = shared.bodies(prompts)
         else:
             # Those that are the same for all rows do not end.
             own = zip(prompts, models, _own(rows.fields, start), strict=False)
@@ -423,8 +454,9 @@ def _chunks(rows: Rows, spec: Spec) -> Iterator[_Chunk]:
                 None if prompt is None else renderers[model].body(prompt, fields)
                 for prompt, model, fields in own
             ]
-        tags = [letter + text for text in ids]
-        yield _Chunk(tags, bodies, models, shared.line, shared.envelope_bytes, shared.bare_bytes)
+        yield _Chunk(
+            letter, ids, bodies, models, shared.lines, shared.envelope_bytes, shared.bare_bytes
+        )
 
 
 def _own(column: pa.Array | None, start: int) -> Iterable[Any]:

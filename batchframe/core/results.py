@@ -1,6 +1,6 @@
 """Output and error file lines -> exactly one result per request of a shard.
 
-    bytes --split_lines--> lines --collect_results--> Collected (one table row per request)
+    bytes --whole_lines--> blocks --collect_results--> Collected (one table row per request)
 
 The invariant: the table has one row per row key, in the shard's order, whatever the lines are.
 Lines come in any order, twice, for strangers, torn, or not at all; none of that raises, and each
@@ -33,6 +33,7 @@ __all__ = [
     "answer_bodies",
     "collect_results",
     "split_lines",
+    "whole_lines",
 ]
 
 
@@ -147,6 +148,20 @@ def _raw_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
             yield from rest[:-1]
             parts = [rest[-1]]
     yield b"".join(parts)
+
+
+def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Give the bytes of one file in blocks that end where lines end."""
+    parts: list[bytes] = []
+    for chunk in chunks:
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield b"".join((*parts, chunk[:end]))
+            parts = []
+        parts.append(chunk[end:])
+    rest = b"".join(parts)
+    if rest:
+        yield rest
 
 
 # --- The shape of a line --------------------------------------------------------------------------
@@ -330,6 +345,9 @@ class _Result(msgspec.Struct, gc=False):
     answered: bool = False
 
 
+# Members of an enumeration are found slowly, and this one is the rule.
+_OK = Status.OK
+
 # Seen only outside quoted text: inside a JSON string its quotes would be escaped.
 _CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*"([0-9a-f]{32})"')
 
@@ -353,6 +371,18 @@ def _read(line: bytes) -> tuple[str | None, _Result]:
             )
 
 
+def _read_block(block: bytes) -> Iterable[tuple[str | None, _Result]]:
+    """The custom_id and the result of each line of a block, in order."""
+    n_lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    try:
+        lines = _LINE.decode_lines(block)
+        if len(lines) == n_lines:
+            return list(map(_interpret, lines))
+    except Exception:  # noqa: BLE001, S110 - one of them is odd
+        pass
+    return map(_read, split_lines((block,)))
+
+
 def _interpret(line: _Line) -> tuple[str | None, _Result]:
     response = line.response or _Response()
     http, body, prose = response.status_code, response.body, None
@@ -360,20 +390,11 @@ def _interpret(line: _Line) -> tuple[str | None, _Result]:
         body, prose = _body_in_string(body)
     body = body or _Body()
 
-    usage = body.usage or _Usage()
-    inputs = usage.prompt_tokens_details or usage.input_tokens_details
-    outputs = usage.completion_tokens_details or usage.output_tokens_details
-    result = _Result(
-        Status.OK,
-        input_tokens=_either(usage.prompt_tokens, usage.input_tokens),
-        cached_tokens=inputs.cached_tokens if inputs else None,
-        cache_write_tokens=inputs.cache_write_tokens if inputs else None,
-        output_tokens=_either(usage.completion_tokens, usage.output_tokens),
-        reasoning_tokens=outputs.reasoning_tokens if outputs else None,
-        http_status=http,
-        model=body.model,
-        request_id=response.request_id,
-    )
+    result = _Result(_OK)
+    result.http_status, result.request_id = http, response.request_id
+    result.model = body.model
+    if body.usage is not None:
+        _read_usage(body.usage, result)
 
     error = _error(body.error) or _error(line.error)
     refused = http is not None and not 200 <= http < 300
@@ -394,8 +415,19 @@ def _interpret(line: _Line) -> tuple[str | None, _Result]:
 _FAILED_AS = {"batch_expired": Status.EXPIRED, "batch_cancelled": Status.CANCELLED}
 
 
-def _either(one: _T | None, other: _T | None) -> _T | None:
-    return other if one is None else one
+def _read_usage(usage: _Usage, result: _Result) -> None:
+    """Fill in the tokens, whichever names the endpoint has for them."""
+    chat, responses = usage.prompt_tokens, usage.input_tokens
+    result.input_tokens = responses if chat is None else chat
+    chat, responses = usage.completion_tokens, usage.output_tokens
+    result.output_tokens = responses if chat is None else chat
+    inputs = usage.prompt_tokens_details or usage.input_tokens_details
+    if inputs is not None:
+        result.cached_tokens = inputs.cached_tokens
+        result.cache_write_tokens = inputs.cache_write_tokens
+    outputs = usage.completion_tokens_details or usage.output_tokens_details
+    if outputs is not None:
+        result.reasoning_tokens = outputs.reasoning_tokens
 
 
 def _body_in_string(text: str) -> tuple[_Body | None, str | None]:
@@ -411,11 +443,11 @@ def _body_in_string(text: str) -> tuple[_Body | None, str | None]:
 
 def _error(error: _Error | str | None) -> _Error | None:
     # An empty error object or string is no error.
+    if error is None:
+        return None
     if isinstance(error, str):
         error = _Error(message=error)
-    if error is None or not (error.code or error.type or error.message):
-        return None
-    return error
+    return error if error.code or error.type or error.message else None
 
 
 def _read_answer(body: _Body, result: _Result) -> None:
@@ -519,7 +551,7 @@ COUNTS = (
 def collect_results(
     row_keys: Sequence[bytes],
     ids: pa.StringArray,
-    lines: Iterable[bytes],
+    blocks: Iterable[bytes],
     *,
     batch_id: str,
     ended: str,
@@ -533,7 +565,8 @@ def collect_results(
     Args:
         row_keys: The shard's row keys, 16 bytes each and distinct, in the order of its lines.
         ids: The user's ids, as strings, in the same order.
-        lines: The lines of the output file and of the error file, in any order.
+        blocks: The lines of the output file and of the error file, in any order, one or more whole
+            lines in each block.
         batch_id: The batch that answered.
         ended: How the batch ended (completed, failed, expired or cancelled), which says what became
             of requests without a line.
@@ -550,8 +583,7 @@ def collect_results(
     position = {key.hex(): i for i, key in enumerate(row_keys)}
     found: list[_Result | None] = [None] * len(row_keys)
     n_duplicate = n_foreign = n_unreadable = 0
-    for line in lines:
-        custom_id, result = _read(line)
+    for custom_id, result in chain.from_iterable(map(_read_block, blocks)):
         if custom_id is None:
             n_unreadable += 1
             continue
@@ -567,9 +599,10 @@ def collect_results(
 
     without_line = _without_line("gone" if files_gone else ended, batch_errors)
     results = [r if r is not None else without_line(i + 1) for i, r in enumerate(found)]
-    sums = {name: sum(filter(None, map(attrgetter(name), results))) for name in COUNTS}
+    values = {name: list(map(attrgetter(name), results)) for name in _READ}
+    sums = {name: sum(filter(None, values[name])) for name in COUNTS}
     return Collected(
-        _table(row_keys, ids, results, batch_id),
+        _table(row_keys, ids, values, batch_id),
         n_duplicate=n_duplicate,
         n_foreign=n_foreign,
         n_unreadable=n_unreadable,
@@ -716,18 +749,20 @@ _READ = (
 
 
 def _table(
-    row_keys: Sequence[bytes], ids: pa.StringArray, results: Sequence[_Result], batch_id: str
+    row_keys: Sequence[bytes],
+    ids: pa.StringArray,
+    values: Mapping[str, Sequence[Any]],
+    batch_id: str,
 ) -> pa.Table:
-    n = len(results)
+    n = len(row_keys)
     columns: dict[str, Any] = {
         "row_key": pa.array(row_keys, pa.binary(16)),
         "id": ids.cast(pa.string()),
         "cost_usd": pa.nulls(n, pa.float64()),
         "price_source": pa.nulls(n, pa.string()),
-        "batch_id": pa.array([batch_id] * n, pa.string()),
+        "batch_id": pa.repeat(pa.scalar(batch_id, pa.string()), n),
     }
     for name in _READ:
         # More than 2 GB of text makes a chunked array, which a table holds as well.
-        values = list(map(attrgetter(name), results))
-        columns[name] = pa.array(values, RESULT_SCHEMA.field(name).type)
+        columns[name] = pa.array(values[name], RESULT_SCHEMA.field(name).type)
     return pa.table(columns, schema=RESULT_SCHEMA)

@@ -101,9 +101,18 @@ def cut_shards(chunks: Iterable[Requests], limits: Limits) -> Iterator[Requests]
         if n and chunk.model != parts[0].model:
             yield Requests.joined(parts)
             parts, n, n_bytes, n_tokens = [], 0, 0, 0
-        for place, (size, tokens) in enumerate(
-            zip(map(len, chunk.lines), chunk.n_tokens, strict=True)
-        ):
+        sizes = list(map(len, chunk.lines))
+        if (
+            n + len(chunk) <= limits.max_requests
+            and n_bytes + sum(sizes) <= limits.max_bytes
+            and n_tokens + sum(chunk.n_tokens) <= most_tokens
+        ):  # all of it fits, and need not be looked at one by one
+            parts.append(chunk)
+            n += len(chunk)
+            n_bytes += sum(sizes)
+            n_tokens += sum(chunk.n_tokens)
+            continue
+        for place, (size, tokens) in enumerate(zip(sizes, chunk.n_tokens, strict=True)):
             if n and (
                 n == limits.max_requests
                 or n_bytes + size > limits.max_bytes

@@ -23,7 +23,7 @@ def column(table: pa.Table, label: Hashable) -> pa.Array:
     chunks = table.column(str(label))
     if pa.types.is_string(chunks.type):  # whose 32 bits may be too few for all chunks together
         chunks = chunks.cast(pa.large_string())
-    return chunks.combine_chunks()
+    return chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
 
 
 def lists(table: pa.Table, label: Hashable) -> list[Any] | None:

@@ -12,6 +12,7 @@ import functools
 import glob
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from batchframe.core.results import RESULT_SCHEMA
 from batchframe.errors import ColumnError, ParameterError
 from batchframe.frames import inputs
 from batchframe.frames.calls import Call, Columns, rows_of_table
-from batchframe.rounds import find_keys
+from batchframe.rounds import find_windows
 
 __all__ = ["Source", "write_answers"]
 
@@ -57,7 +58,10 @@ class Source:
 
     def column(self, label: str) -> pa.Array:
         """All values of one column."""
-        chunks = [pq.read_table(path, columns=[label], partitioning=None) for path in self.paths]
+        chunks = [
+            pq.read_table(path, columns=[label], partitioning=None, use_threads=False)
+            for path in self.paths
+        ]
         array = pa.concat_tables(chunks)[label]
         return (
             array.cast(pa.large_string()) if pa.types.is_string(array.type) else array
@@ -74,8 +78,14 @@ class Source:
                 )
                 n_rows = max(1, file.metadata.num_rows)
                 size = max(1, min(_WINDOW_ROWS, int(_WINDOW_BYTES / max(1, n_bytes / n_rows))))
-                for batch in file.iter_batches(size, columns=columns):
-                    yield pa.Table.from_batches([batch], batch.schema.with_metadata(None))
+                # In this thread: what each thread of a pool has freed, its heap keeps for itself.
+                # And by no loop, whose variable would hold a window while the next one is read.
+                yield from map(_plain, file.iter_batches(size, columns=columns, use_threads=False))
+
+
+def _plain(batch: pa.RecordBatch) -> pa.Table:
+    """The rows, without what the file says beside them."""
+    return pa.Table.from_batches([batch], batch.schema.with_metadata(None))
 
 
 def _files(source: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -145,24 +155,30 @@ def write_answers(
         return rows_of_table(window, call, id_col, nulls=columns.nulls)
 
     def windows() -> Iterator[Rows]:
-        return (rows_of(window) for window in source.windows(needed))
+        return map(rows_of, source.windows(needed))
 
     # All of it once, so that a mistake in the last row is told before the first is sent.
-    n_asked = sum(len(rows) - rows.prompts.null_count for rows in windows())
+    n_asked = sum(map(_n_asked, windows()))
     checkpoint, keys = send(windows) if n_asked else (None, [])
 
-    def answered(window: pa.Table, index: int) -> pa.Table:
+    def answered(window: pa.Table) -> pa.Table:
         results, positions = nothing, pa.nulls(len(window), pa.int64())
+        skipped = pa.repeat(pa.scalar(value=True), len(window))
         if checkpoint is not None:
-            results, positions, *_ = find_keys(keys[index], checkpoint, prices)
-        skipped = keys[index].is_null() if keys else pa.repeat(pa.scalar(value=True), len(window))
+            results, positions, own_keys, _ = next(answers)
+            skipped = own_keys.is_null()
         made = columns_of(results, positions, skipped=skipped)
         return pa.table([*window.columns, *made.columns], schema=schema)
 
+    answers = iter(()) if checkpoint is None else find_windows(keys, checkpoint, prices)
     schema = pa.schema([*source.schema, *empty.schema], source.schema.metadata)
     with _replacing(target) as path, pq.ParquetWriter(path, schema) as writer:
-        for index, window in enumerate(source.windows()):
-            writer.write_table(answered(window, index))
+        # By no loop's variable, which would hold a window while the next one is made.
+        deque(map(writer.write_table, map(answered, source.windows())), maxlen=0)
+
+
+def _n_asked(rows: Rows) -> int:
+    return len(rows) - int(rows.prompts.null_count)
 
 
 def _check(

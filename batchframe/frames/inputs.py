@@ -91,8 +91,7 @@ def prompts(column: pa.Array, label: Hashable) -> pa.Array:
             f"{_examples(column, pc.indices_nonzero(pc.is_valid(column)))}. "
             f"{_way_to_text(column.type)}"
         )
-    text = pc.cast(column, pa.large_string())
-    return pc.if_else(pc.equal(pc.binary_length(text), 0), pa.scalar(None, text.type), text)
+    return _without_empty(pc.cast(column, pa.large_string()))
 
 
 def messages(lists: Iterable[object], label: Hashable) -> pa.Array:
@@ -156,8 +155,15 @@ def rendered(
         pieces.append(pa.scalar(literal, pa.large_string()))
         if name is not None:
             pieces.append(columns[name])
-    text = pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string()))
-    return pc.if_else(pc.equal(pc.binary_length(text), 0), pa.scalar(None, text.type), text)
+    return _without_empty(pc.binary_join_element_wise(*pieces, pa.scalar("", pa.large_string())))
+
+
+def _without_empty(text: pa.Array) -> pa.Array:
+    """The texts, with null in place of empty ones."""
+    is_empty = pc.equal(pc.binary_length(text), 0)
+    if not pc.any(is_empty).as_py():  # which is usual and needs no copy
+        return text
+    return pc.if_else(is_empty, pa.scalar(None, text.type), text)
 
 
 def with_images(

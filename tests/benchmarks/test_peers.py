@@ -4,22 +4,30 @@
     python -m pytest -m benchmark -s tests/benchmarks/test_peers.py
 
 All on one local server in another process, each in a process of its own that has done as many other
-rows before. `bare` is the openai SDK by itself: lines, upload, create, poll, download, and nothing
-read; what it takes is mostly the server's own time. Rounds take turns; each client's median counts.
+rows before, and all with the same polling interval. `bare` is the openai SDK by itself: lines,
+upload, create, poll, download, and nothing read; what it takes is mostly the server's own time.
+
+Clients take turns, and each round begins with another one. A round counts a client's median of
+some calls; over `bare` is the median of what it took more than `bare` did in the same round, so
+that a machine that slows down for a while slows down both.
 """
 
 import json
+import operator
 import os
 import statistics
 import subprocess
 import sys
+from collections import deque
 
 import pytest
 
 pytestmark = pytest.mark.benchmark
 
 ROWS = 5_000
-ROUNDS = 5
+ROUNDS = 7
+#: Calls of each client in a round, after one that is not measured.
+CALLS = 3
 
 SERVER = """
 import sys
@@ -53,8 +61,9 @@ def main(n, start):
     assert answers is None or answers == [f"echo: {prompt}" for prompt in prompts], answers[:2]
     return took
 
-main(int(sys.argv[1]), 10_000_000)
-print(json.dumps([main(int(sys.argv[1]), 0)]))
+n, calls = int(sys.argv[1]), int(sys.argv[2])
+main(n, 10_000_000)
+print(json.dumps([main(n, call * n) for call in range(calls)]))
 """
 
 #: A function `run(prompts)` each: the answers in the order of the prompts.
@@ -171,12 +180,14 @@ def test_peers():
             "OPENAI_API_KEY": "none-needed",
             "NO_PROXY": "127.0.0.1",
         }
+        order = deque(CLIENTS.items())
         for _ in range(ROUNDS):
-            for name, code in CLIENTS.items():
+            order.rotate(-1)
+            for name, code in order:
                 if name in reasons:
                     continue
                 done = subprocess.run(
-                    [sys.executable, "-c", SHARED + code + RUN, str(ROWS)],
+                    [sys.executable, "-c", SHARED + code + RUN, str(ROWS), str(CALLS)],
                     env=environment,
                     capture_output=True,
                     text=True,
@@ -185,9 +196,8 @@ def test_peers():
                 if done.returncode:
                     reasons[name] = done.stderr.strip().splitlines()[-1]
                 else:
-                    times[name] += json.loads(done.stdout.splitlines()[-1])
+                    times[name].append(statistics.median(json.loads(done.stdout.splitlines()[-1])))
         server.stdin.close()
-    bare = statistics.median(times["bare"])
     ours = statistics.median(times["batchframe, polars"])
     print(f"\n{'client':<20} {'wall s':>7} {'over bare s':>12} {'wall / ours':>12}")
     for name, found in times.items():
@@ -195,5 +205,6 @@ def test_peers():
             print(f"{name:<20} {reasons[name]}")
             continue
         wall = statistics.median(found)
-        print(f"{name:<20} {wall:>7.2f} {wall - bare:>12.2f} {wall / ours:>12.2f}")
+        over = statistics.median(map(operator.sub, found, times["bare"]))
+        print(f"{name:<20} {wall:>7.3f} {over:>12.3f} {wall / ours:>12.2f}")
     assert not {"bare", "batchframe, polars", "batchframe, pandas"} & reasons.keys(), reasons

@@ -996,6 +996,29 @@ def test_results_of_all_collected_shards_come_in_the_order_of_the_shards(open_ch
     ]
 
 
+def test_each_window_gets_the_results_of_its_row_keys_in_the_order_of_the_shards(open_checkpoint):
+    checkpoint = open_checkpoint()
+    a, b, c, other = requests = list(some_requests("a", "b", "c", "other"))
+    for number, parts in enumerate([(a, b), (c,), (b, c)]):
+        first, last = requests.index(parts[0]), requests.index(parts[-1])
+        checkpoint.freeze(some_requests("a", "b", "c").part(first, last + 1), round_=0)
+        run_to(checkpoint, number, *ENDED)
+        checkpoint.store_results(number, some_results(parts, text=f"{number}"), COMMITTED)
+
+    def window(*asked):
+        keys = [None if request is None else request.row_key for request in asked]
+        return pa.array(keys, pa.binary(16))
+
+    windows = [window(b, a), window(), window(None, other), window(c, None)]
+    found = [table["completion"].to_pylist() for table in checkpoint.results_of_windows(windows)]
+    assert found == [
+        ["0 to row 0", "0 to row 1", "2 to row 1"],
+        [],
+        [],
+        ["1 to row 2", "2 to row 2"],
+    ]
+
+
 def test_results_that_were_written_but_not_committed_do_not_count(open_checkpoint, path):
     checkpoint = open_checkpoint()
     requests = some_requests("a")

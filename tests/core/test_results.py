@@ -20,6 +20,7 @@ from batchframe.core.results import (
     answer_bodies,
     collect_results,
     split_lines,
+    whole_lines,
 )
 
 KEY = bytes(range(16))
@@ -108,11 +109,20 @@ def test_no_chunks_and_empty_chunks_give_no_lines():
     assert list(split_lines([b"", b"", b"\n", b""])) == []
 
 
+@given(st.binary(), st.lists(st.integers(0, 200)))
+def test_blocks_are_all_of_the_bytes_and_end_with_lines(data, borders):
+    blocks = list(whole_lines(cut(data, borders)))
+    assert b"".join(blocks) == data
+    assert all(block.endswith(b"\n") for block in blocks[:-1])
+    assert all(blocks)
+
+
 def test_a_line_of_50_mb_in_small_chunks_takes_linear_time():
     chunk = b"x" * 4096
     before = perf_counter()
-    (long,) = split_lines(chunk for _ in range(12_207))
-    assert len(long) == 12_207 * 4096
+    for split in (split_lines, whole_lines):
+        (long,) = split(chunk for _ in range(12_207))
+        assert len(long) == 12_207 * 4096
     assert perf_counter() - before < 10  # 0.2 s; quadratic time would be minutes
 
 
@@ -536,10 +546,12 @@ KINDS = st.sampled_from(["answer", "error", "missing", "twice", "torn", "error t
     st.lists(KINDS, max_size=30),
     st.integers(0, 5),
     st.sampled_from(["completed", "failed", "expired", "cancelled"]),
+    st.lists(st.integers(0, 3_000)),
+    st.sampled_from([b"\n", b"\r\n", b"\n \n"]),
     st.randoms(use_true_random=False),
 )
 def test_every_request_has_exactly_one_row_in_order_whatever_the_lines(
-    kinds, n_foreign, ended, rng: random.Random
+    kinds, n_foreign, ended, borders, end, rng: random.Random
 ):
     row_keys = keys(len(kinds))
     lines, n_duplicate = [], 0
@@ -573,6 +585,7 @@ def test_every_request_has_exactly_one_row_in_order_whatever_the_lines(
     ]
     assert (collected.n_duplicate, collected.n_foreign) == (n_duplicate, n_foreign)
     assert collected.output_tokens == 5 * sum(row["status"] == "ok" for row in rows)
+    assert collect(whole_lines(cut(end.join(lines), borders)), row_keys, ended=ended) == collected
 
 
 JSON = st.recursive(
