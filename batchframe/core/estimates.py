@@ -143,7 +143,9 @@ class Estimate:
             for name, value, note in self._rows()
         )
         title = escape(f"Estimate for {self.model or 'the models of the rows'}")
-        return f"<table><caption>{title}</caption>{cells}</table>"
+        # Between two dollar signs notebooks see a formula, if they are not told.
+        ignored = "tex2jax_ignore mathjax_ignore"
+        return f"<table class='{ignored}'><caption>{title}</caption>{cells}</table>"
 
     def _standard(self) -> str:
         if self.standard_usd is None:
