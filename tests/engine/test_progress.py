@@ -14,7 +14,7 @@ def test_a_log_has_one_line_a_minute(clock, capsys):
     shown = capsys.readouterr().err.splitlines()
     assert shown == [
         # After 60, 120 and 180 seconds: 700 rows are left, 2.33 times as many as were done.
-        "batchframe: 300 of 1,000 rows done, 600 sent, 3 batches live, $0.2500 so far, "
+        "batchframe: 300 of 1,000 rows done, 600 sent, 3 batches live, $0.25 so far, "
         f"about {left} min left"
         for left in (3, 5, 7)
     ]
@@ -40,7 +40,9 @@ def test_a_run_without_a_terminal_keeps_a_log(run, clock, capsys):
         run(server, rows, progress=True, limits=Limits(max_requests=10))
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) > 3
-    assert shown[0].startswith("batchframe: 0 of 20 rows done, 20 sent, 2 batches live, $0.0000")
+    assert shown[0].startswith(
+        "batchframe: 0 of 20 rows done, 20 sent, 2 batches live, $0.00 so far"
+    )
 
 
 def test_a_short_run_shows_nothing(run, server, capsys):
