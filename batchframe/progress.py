@@ -25,8 +25,10 @@ _LINE_SECONDS = 60.0
 _TELLING_PART = 0.1
 #: One bar, as tqdm fills it in; the postfix brings its comma along.
 _BAR = "{desc:<10}{percentage:4.0f}%|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}"
+#: Spaces that tqdm does not make wide ones of in widgets.
+_SPACES = str.maketrans(" ", "\N{NO-BREAK SPACE}")
 #: The same in a widget.
-_WIDGET = "{desc}|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}"
+_WIDGET = "{desc}|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}".translate(_SPACES)
 #: Signs that a bar of text is wide, with all that stands beside it.
 _TEXT_WIDTH = 100
 
@@ -234,6 +236,7 @@ class Bars:
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm[Any]] = {}
+        self._shown: dict[str, tuple[_Bar, int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -255,10 +258,10 @@ class Bars:
             self._open()
         seconds = self._bars["Processing"].format_dict["elapsed"]
         for new in _bars(tally, seconds):
-            bar = self._bars[new.name]
-            words = new.words or None
-            if (bar.n, bar.total, bar.postfix) != (new.rows, tally.total, words):
-                bar.n, bar.total, bar.postfix = new.rows, tally.total, words
+            if self._shown.get(new.name) != (new, tally.total):
+                self._shown[new.name] = (new, tally.total)
+                bar = self._bars[new.name]
+                bar.n, bar.total, bar.postfix = new.rows, tally.total, new.words or None
                 if hasattr(bar, "container"):
                     _fit_widget(bar)
                 bar.refresh()
@@ -281,6 +284,7 @@ class Bars:
 def _fit_widget(bar: Any) -> None:
     """Give a widget its form and its total, which tqdm does only when it makes one."""
     bar.bar_format = _WIDGET
+    bar.postfix = bar.postfix and bar.postfix.translate(_SPACES)
     label, gauge, _ = bar.container.children
     label.layout.width, gauge.layout.width = "6em", "24em"
     gauge.bar_style, gauge.max = "", bar.total
