@@ -29,8 +29,8 @@ _BAR = "{desc:<10}{percentage:4.0f}%|{bar}| {n:,} of {total:,} rows, {elapsed}{p
 _SPACES = str.maketrans(" ", "\N{NO-BREAK SPACE}")
 #: The same in a widget.
 _WIDGET = "{desc}|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}".translate(_SPACES)
-#: Signs that a bar of text is wide, with all that stands beside it.
-_TEXT_WIDTH = 100
+#: The same as text in a notebook.
+_TEXT = _BAR.replace("{bar}", "{bar:40}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,10 +215,9 @@ class Texts(Silence):
                 bar.rows,
                 tally.total,
                 seconds,
-                ncols=_TEXT_WIDTH,
                 prefix=bar.name,
                 postfix=bar.words,
-                bar_format=_BAR,
+                bar_format=_TEXT,
             )
             for bar in _bars(tally, seconds)
         )

@@ -1,8 +1,33 @@
 """A run tells where it stands: bars where people look, a line a minute where a log is kept."""
 
+import io
+import re
+import sys
+
 from batchframe.core.shards import Limits
 from batchframe.emulator import LocalServer
-from batchframe.progress import Lines, Tally
+from batchframe.progress import Lines, Tally, progress_for
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_in_a_terminal_three_bars_move(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress_for(clock) as bars:
+        bars.show(Tally(total=2000, prepared=2000, sent=1200, done=0, n_live=2, note="waiting"))
+        bars.show(Tally(total=2000, prepared=2000, sent=2000, done=2000, cost_usd=0.25))
+    shown = re.sub(r"\d\d:\d\d", "00:00", terminal.getvalue())  # whatever time it took
+    for words in (
+        "Preparing  100%|##########| 2,000 of 2,000 rows, 00:00",
+        "Sending     60%|######    | 1,200 of 2,000 rows, 00:00, waiting",
+        "Processing   0%|          | 0 of 2,000 rows, 00:00, 2 batches live, $0.00 so far",
+        "Sending    100%|##########| 2,000 of 2,000 rows, 00:00",
+        "Processing 100%|##########| 2,000 of 2,000 rows, 00:00, $0.25",
+    ):
+        assert words in shown
 
 
 def test_a_log_has_one_line_a_minute(clock, capsys):

@@ -50,5 +50,5 @@ def test_without_ipywidgets_bars_are_text_that_changes_in_its_place(executed):
         ["Sending", "100%"],
         ["Processing", "100%"],
     ]
-    assert all("| 3 of 3 rows, 00:0" in bar for bar in bars)
+    assert all("| 3 of 3 rows, " in bar for bar in bars)
     assert "$0.0000" in bars[2]
