@@ -138,8 +138,8 @@ class Estimate:
     def _repr_html_(self) -> str:
         """A table for a notebook."""
         cells = "".join(
-            f"<tr><td style='text-align:left'>{escape(name)}</td><td>{escape(value)}</td>"
-            f"<td style='text-align:left'>{escape(note)}</td></tr>"
+            f"<tr><td style='text-align:left;white-space:pre'>{escape(name)}</td>"
+            f"<td>{escape(value)}</td><td style='text-align:left'>{escape(note)}</td></tr>"
             for name, value, note in self._rows()
         )
         title = escape(f"Estimate for {self.model or 'the models of the rows'}")
