@@ -142,7 +142,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a shard with unwanted rows is dropped",
-        "run.py",
+        "rounds.py",
         "        self.checkpoint.drop(number)",
         "        return number >= 0",
         "engine/test_engine.py",
