@@ -94,12 +94,10 @@ def _jupyterlab(notebook, tmp_path):
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
-            *("--ip=127.0.0.1", "--port=0", "--LabApp.news_url=None"),
-            *(
-                "--LabApp.extension_manager=readonly",
-                f"--ServerApp.root_dir={folders['notebooks']}",
-            ),
+            *("--ip=127.0.0.1", "--port=0"),
+            *("--LabApp.news_url=None", "--LabApp.extension_manager=readonly"),
             f"--LabApp.app_settings_dir={folders['settings']}",
+            f"--ServerApp.root_dir={folders['notebooks']}",
         ],
         env={name: value for name, value in os.environ.items() if name not in keys} | own,
         stderr=subprocess.PIPE,

@@ -56,20 +56,18 @@ def test_the_quickstart_shows_bars_that_move_and_answers(page, jupyter, tmp_path
 
     assert wrong.all_inner_texts() == []
     # Three bars of the first call, three of the call with more rows; between them nothing was sent.
-    shown = [bar.split(None, 1)[0] for bar in bars.all_inner_texts()]
-    assert shown == ["Preparing", "Sending", "Processing"] * 2
-    done = [rows(text) for text in bars.all_inner_texts()]
-    first, more = done[0][1], done[3][1]
-    assert done == [[first, first]] * 3 + [[more, more]] * 3
+    names = ["Preparing", "Sending", "Processing"] * 2
+    expect(bars).to_have_text([re.compile(rf"^{name}\s*(\d+)\sof\s\1\srows") for name in names])
+    gauge = page.locator(".progress-bar")
+    expect(gauge).to_have_count(6)
+    for number in range(6):
+        expect(gauge.nth(number)).to_have_attribute("style", re.compile(r"width: 100%"))
+    # They count the rows of each call, from none on.
+    first, *_, more = (rows(text)[1] for text in bars.all_inner_texts())
     expect(cells.nth(7)).to_contain_text(f"{first + more} rows have answers")
-    steps = [
-        rows(text)[0] for text in page.evaluate("said") if "Processing" in text and "rows" in text
-    ]
-    assert steps[0] == 0
-    assert first in steps
-    # Each bar is as wide as the rows that are done.
-    widths = page.locator(".progress-bar").evaluate_all("bars => bars.map(bar => bar.style.width)")
-    assert widths == ["100%"] * 6
+    said = [text for text in page.evaluate("said") if "Processing" in text and "rows" in text]
+    assert rows(said[0])[0] == 0
+    assert [first, first] in map(rows, said)
 
     answers = cells.nth(3).locator("table tr")
     expect(answers).to_have_count(1 + 8)
