@@ -59,7 +59,7 @@ def browser_page(browser):
 
     def check(request):
         if not re.match(r"(http|ws)://127\.0\.0\.1:|file:|data:|blob:|about:", request.url):
-            page.errors.append(f"not on this machine: {request.url}")
+            page.errors.append(f"not at 127.0.0.1: {request.url}")
 
     page.on("console", lambda said: said.type == "error" and page.errors.append(said.text))
     page.on("pageerror", lambda error: page.errors.append(str(error)))
