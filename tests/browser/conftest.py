@@ -51,7 +51,7 @@ def browser():
 def browser_page(browser):
     """A page of 1280 x 900; `browser_page.errors` is what went wrong in it.
 
-    Errors in the console, exceptions, requests that failed, and those that leave this machine.
+    Errors in the console, exceptions, requests that failed, and those that go elsewhere.
     JupyterLab makes none of these, so none has to be left out.
     """
     page = browser.new_page(viewport={"width": 1280, "height": 900})
