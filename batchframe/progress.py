@@ -1,7 +1,8 @@
 """Progress bars in rows: Preparing, Sending, Processing.
 
 A run tells where it stands as one value, from its own thread; bars show it in a terminal or a
-notebook, and a line a minute where there is neither.
+notebook (widgets where ipywidgets is installed, else text), and a line a minute where there is
+neither.
 """
 
 import math
@@ -12,15 +13,24 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from batchframe.clock import Clock
+from batchframe.core.estimates import dollars
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["TELLING_PART", "Bars", "Lines", "Progress", "Silence", "Tally", "progress_for"]
+__all__ = ["TELLING_PART", "Bars", "Lines", "Progress", "Silence", "Tally", "Texts", "progress_for"]
 
 _LINE_SECONDS = 60.0
 #: The part of the rows that must be done before their pace tells anything of the rest.
 TELLING_PART = 0.1
+#: One bar, as tqdm fills it in; the postfix brings its comma along.
+_BAR = "{desc:<10}{percentage:4.0f}%|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}"
+#: Spaces that tqdm does not make wide ones of in widgets.
+_SPACES = str.maketrans(" ", "\N{NO-BREAK SPACE}")
+#: The same in a widget.
+_WIDGET = "{desc}|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}".translate(_SPACES)
+#: The same as text in a notebook.
+_TEXT = _BAR.replace("{bar}", "{bar:40}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +94,30 @@ class Silence:
 
 def progress_for(clock: Clock) -> Progress:
     """Bars in a terminal or a notebook; lines where the output goes into a file."""
-    has_bars = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return Bars() if has_bars else Lines(clock)
+    if sys.stderr.isatty():
+        return Bars()
+    if _is_notebook():
+        return Bars() if _has_widgets() else Texts(clock)
+    return Lines(clock)
+
+
+def _is_notebook() -> bool:
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
+def _has_widgets() -> bool:
+    from tqdm.notebook import tqdm_notebook
+
+    return issubclass(_tqdm(), tqdm_notebook)
+
+
+def _tqdm() -> "type[tqdm[Any]]":
+    """The bars that fit where this runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of notebook mode, and of ipywidgets that is missing
+        from tqdm.auto import tqdm
+    return tqdm
 
 
 class Lines(Silence):
@@ -109,10 +141,8 @@ class Lines(Silence):
             f"{tally.sent:,} sent",
             _batches(tally.n_live),
             _spent(tally.cost_usd),
+            *_left(tally, now - self._started),
         ]
-        if tally.done >= tally.total * TELLING_PART:
-            left = (now - self._started) * (tally.total - tally.done) / max(1, tally.done)
-            parts.append(f"about {_time(left)} left")
         if tally.note:
             parts.append(tally.note)
         print(f"batchframe: {', '.join(parts)}", file=sys.stderr, flush=True)  # noqa: T201
@@ -122,8 +152,15 @@ def _batches(n: int) -> str:
     return "1 batch live" if n == 1 else f"{n:,} batches live"
 
 
-def _spent(dollars: float | None) -> str:
-    return "a cost that is not known so far" if dollars is None else f"${dollars:,.4f} so far"
+def _spent(amount: float | None) -> str:
+    return "a cost that is not known so far" if amount is None else f"{dollars(amount)} so far"
+
+
+def _left(tally: Tally, seconds: float) -> list[str]:
+    """The time that is left, by the pace so far; empty where that tells nothing."""
+    if tally.done < tally.total * TELLING_PART:
+        return []
+    return [f"about {_time(seconds * (tally.total - tally.done) / max(1, tally.done))} left"]
 
 
 def _time(seconds: float) -> str:
@@ -131,12 +168,74 @@ def _time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.0f} h"
 
 
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """One of the three bars: its name, its rows, and what stands beside it."""
+
+    name: str
+    rows: int
+    words: str
+
+
+def _bars(tally: Tally, seconds: float) -> list[_Bar]:
+    cost = "a cost that is not known" if tally.cost_usd is None else dollars(tally.cost_usd)
+    standing = cost
+    if tally.done < tally.total:
+        parts = [_batches(tally.n_live), _spent(tally.cost_usd), *_left(tally, seconds)]
+        standing = ", ".join(parts)
+    return [
+        _Bar("Preparing", tally.prepared, ""),
+        _Bar("Sending", tally.sent, tally.note),
+        _Bar("Processing", tally.done, standing),
+    ]
+
+
+class Texts(Silence):
+    """Three bars of text in a notebook without widgets, one output that changes in its place."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._started: float | None = None
+        self._handle: Any = None
+        self._text = ""
+
+    def show(self, tally: Tally) -> None:
+        """Draw the bars where the run stands, if that changed."""
+        if tally.total == 0:
+            return
+        from IPython.display import display
+        from tqdm import tqdm
+
+        now = self._clock.monotonic()
+        if self._started is None:
+            self._started = now
+        seconds = now - self._started
+        text = "\n".join(
+            tqdm.format_meter(
+                bar.rows,
+                tally.total,
+                seconds,
+                prefix=bar.name,
+                postfix=bar.words,
+                bar_format=_TEXT,
+            )
+            for bar in _bars(tally, seconds)
+        )
+        if self._handle is None:
+            self._handle = display(  # type: ignore[no-untyped-call]
+                {"text/plain": text}, raw=True, display_id=True
+            )
+        elif text != self._text:
+            self._handle.update({"text/plain": text}, raw=True)
+        self._text = text
+
+
 class Bars:
-    """Three bars, made when there is something to show."""
+    """Three bars of tqdm, made when there is something to show."""
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm[Any]] = {}
-        self._note = self._state = ""
+        self._shown: dict[str, tuple[_Bar, int]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -156,36 +255,35 @@ class Bars:
             return
         if not self._bars:
             self._open()
-        for name, rows in (
-            ("Preparing", tally.prepared),
-            ("Sending", tally.sent),
-            ("Processing", tally.done),
-        ):
-            bar = self._bars[name]
-            if bar.n != rows or bar.total != tally.total:
-                bar.total, bar.n = tally.total, rows
+        seconds = self._bars["Processing"].format_dict["elapsed"]
+        for new in _bars(tally, seconds):
+            if self._shown.get(new.name) != (new, tally.total):
+                self._shown[new.name] = (new, tally.total)
+                bar = self._bars[new.name]
+                bar.n, bar.total, bar.postfix = new.rows, tally.total, new.words or None
+                if hasattr(bar, "container"):
+                    _fit_widget(bar)
                 bar.refresh()
-        if tally.note != self._note:
-            self._note = tally.note
-            self._bars["Sending"].set_postfix_str(tally.note)
-        state = f"{_batches(tally.n_live)}, {_spent(tally.cost_usd)}"
-        if state != self._state:
-            self._state = state
-            self._bars["Processing"].set_postfix_str(state)
 
     def _open(self) -> None:
-        with warnings.catch_warnings():
-            # Where ipywidgets is missing, text bars do as well as a warning about it.
-            warnings.simplefilter("ignore")
-            from tqdm.auto import tqdm
+        tqdm = _tqdm()
         self._bars = {
             name: tqdm(
-                desc=f"{name:<10}",
-                unit="rows",
+                desc=name,
+                bar_format=_BAR,
                 total=0,
                 position=position,
                 disable=None,  # silent where the output is not a terminal or notebook
-                dynamic_ncols=True,
+                dynamic_ncols=sys.stderr.isatty(),
             )
             for position, name in enumerate(("Preparing", "Sending", "Processing"))
         }
+
+
+def _fit_widget(bar: Any) -> None:
+    """Give a widget its form and its total, which tqdm does only when it makes one."""
+    bar.bar_format = _WIDGET
+    bar.postfix = bar.postfix and bar.postfix.translate(_SPACES)
+    label, gauge, _ = bar.container.children
+    label.layout.width, gauge.layout.width = "6em", "24em"
+    gauge.bar_style, gauge.max = "", bar.total

@@ -139,12 +139,14 @@ class Estimate:
     def _repr_html_(self) -> str:
         """A table for a notebook."""
         cells = "".join(
-            f"<tr><td style='text-align:left'>{escape(name)}</td><td>{escape(value)}</td>"
-            f"<td style='text-align:left'>{escape(note)}</td></tr>"
+            f"<tr><td style='text-align:left;white-space:pre'>{escape(name)}</td>"
+            f"<td>{escape(value)}</td><td style='text-align:left'>{escape(note)}</td></tr>"
             for name, value, note in self._rows()
         )
         title = escape(f"Estimate for {self.model or 'the models of the rows'}")
-        return f"<table><caption>{title}</caption>{cells}</table>"
+        # Between two dollar signs notebooks see a formula, if they are not told.
+        ignored = "tex2jax_ignore mathjax_ignore"
+        return f"<table class='{ignored}'><caption>{title}</caption>{cells}</table>"
 
     def _standard(self) -> str:
         if self.standard_usd is None:

@@ -71,7 +71,7 @@ class Model(Protocol):
         ...
 
 
-def resolve_model(model: "str | Model | Callable[[dict[str, Any]], Answer]") -> Model:
+def resolve_model(model: "str | Model | Callable[[dict[str, Any]], Answer | str]") -> Model:
     """Turn a name, a model or a plain function into a model."""
     if isinstance(model, str):
         try:
@@ -82,18 +82,26 @@ def resolve_model(model: "str | Model | Callable[[dict[str, Any]], Answer]") -> 
 
 
 class CallableModel:
-    """A function `(body) -> (status, body)` as a model: row failures by rule, for tests."""
+    """A function of the body as a model; for tests, and for demonstrations.
+
+    It gives `(status, body)`, as the service would: row failures by rule. Or it gives the text of
+    the answer to a chat, and the rest of the body is made around it, with its tokens.
+    """
 
     def __init__(
-        self, function: Callable[[dict[str, Any]], Answer], *, instant: bool = True
+        self, function: Callable[[dict[str, Any]], Answer | str], *, instant: bool = True
     ) -> None:
         self.name = getattr(function, "__name__", "callable")
         self.instant = instant
         self._function = function
 
-    def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:  # noqa: ARG002 - it knows its own
+    def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:
         """Call the function."""
-        return self._function(body)
+        answer = self._function(body)
+        if isinstance(answer, str):
+            text = answer
+            return _by_chat(lambda chat: _answered(chat, text, _count_pieces), body, endpoint)
+        return answer
 
 
 class Echo:
@@ -123,15 +131,21 @@ class Echo:
         for message in messages:
             if isinstance(message, dict) and message.get("role") == "user":
                 asked = _text(message)
-        text, finish_reason = _echoed(asked, body.get("response_format")), "stop"
-        limit = body.get("max_completion_tokens") or body.get("max_tokens")
-        if isinstance(limit, int):
-            kept = list(itertools.islice(_TOKEN.finditer(text), limit + 1))
-            if len(kept) > limit:
-                text, finish_reason = text[: kept[limit].start()], "length"
-        usage = _usage(count_prompt_tokens(body, self._count), self._count(text))
-        identity = f"chatcmpl-{blake2b(asked.encode(), digest_size=12).hexdigest()}"
-        return 200, _completion(body, identity, text, finish_reason, usage)
+        return _answered(body, _echoed(asked, body.get("response_format")), self._count)
+
+
+def _answered(body: Mapping[str, Any], text: str, count: Callable[[str], int]) -> Answer:
+    """The text as the answer to a chat, cut where the body sets a limit of tokens."""
+    finish_reason = "stop"
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    if isinstance(limit, int):
+        kept = list(itertools.islice(_TOKEN.finditer(text), limit + 1))
+        if len(kept) > limit:
+            text, finish_reason = text[: kept[limit].start()], "length"
+    usage = _usage(count_prompt_tokens(body, count), count(text))
+    both = f"{body.get('messages')}{text}"
+    identity = f"chatcmpl-{blake2b(both.encode(), digest_size=12).hexdigest()}"
+    return 200, _completion(body, identity, text, finish_reason, usage)
 
 
 def _echoed(asked: str, form: Any) -> str:

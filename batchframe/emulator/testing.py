@@ -75,7 +75,7 @@ class LocalServer:
 
     Args:
         model: What answers the requests: `"echo"`, `"smollm2"`, a `Model`, or a function
-            `(body) -> (status, body)`.
+            `(body) -> (status, body)` or `(body) -> text`.
         directory: Where the state is kept, to be found again by a later server. None is a
             temporary one, removed at the end.
         clock: What time it is. None is the machine's clock.
@@ -92,7 +92,7 @@ class LocalServer:
 
     def __init__(
         self,
-        model: str | Model | Callable[[dict[str, Any]], Answer] = "echo",
+        model: str | Model | Callable[[dict[str, Any]], Answer | str] = "echo",
         *,
         directory: str | Path | None = None,
         clock: Clock | None = None,

@@ -240,9 +240,11 @@ class Timeline:
         """How many rows the pace allows to be executed at a time."""
         if not self._pace.row_seconds:
             return batch.total
-        elapsed = at - _known(batch.in_progress_at)
+        started = _known(batch.in_progress_at)
+        if at >= started + batch.total * self._pace.row_seconds:  # when such a batch ends, exactly
+            return batch.total
         # The small part of a row is for times that are not exact in binary.
-        return min(batch.total, int(elapsed / self._pace.row_seconds + 1e-6))
+        return int((at - started) / self._pace.row_seconds + 1e-6)
 
     def _rows_end(self, batch: Batch) -> float:
         """When all rows are executed."""

@@ -59,7 +59,9 @@ class Usage:
     def _repr_html_(self) -> str:
         """A table for a notebook."""
         notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
-        return f"{self._pretty().get_html_string()}{notes}"
+        # Between two dollar signs notebooks see a formula, if they are not told.
+        ignored = "tex2jax_ignore mathjax_ignore"
+        return f"<div class='{ignored}'>{self._pretty().get_html_string()}{notes}</div>"
 
     def _totals(self) -> pa.Table:
         return self.table.filter(pc.equal(self.table["category"], TOTAL))

@@ -69,8 +69,8 @@ def serve(clock):
     """Start servers whose stages last ten seconds of the clock."""
     servers = []
 
-    def start(model="echo", **kwargs):
-        server = LocalServer(model, clock=clock, stage_seconds=10, **kwargs)
+    def start(model="echo", *, stage_seconds=10, **kwargs):
+        server = LocalServer(model, clock=clock, stage_seconds=stage_seconds, **kwargs)
         servers.append(server.__enter__())
         return Bench(server, clock, server.client(max_retries=0))
 

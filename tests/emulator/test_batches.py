@@ -157,6 +157,18 @@ def test_rows_are_executed_one_after_the_other_at_the_pace(serve):
     assert seen == [0, 1, 2, 3]
 
 
+def test_the_last_row_is_executed_whatever_the_times_are_in_binary(serve):
+    bench = serve(stage_seconds=0.05, row_seconds=0.001)
+    file = bench.upload(bench.lines(100))
+    batches = []
+    for _ in range(20):
+        bench.clock.advance(0.123)
+        batches.append(bench.create(file.id))
+    bench.clock.advance(HOUR)
+
+    assert [bench.batch(batch).status for batch in batches] == ["completed"] * 20
+
+
 def test_a_batch_cancelled_before_validation_has_no_files(bench):
     batch = bench.submit(bench.lines(2))
     bench.client.batches.cancel(batch.id)

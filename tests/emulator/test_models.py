@@ -127,6 +127,26 @@ def test_a_function_is_a_model():
     assert model.answer({"a": 1}) == (200, {"asked": {"a": 1}})
 
 
+def test_a_function_may_give_the_text_alone():
+    model = resolve_model(lambda body: "a short answer")
+    status, answer = model.answer(_body(_user("a longer explanation"), max_completion_tokens=2))
+
+    assert (status, answer["model"]) == (200, "gpt-4o-mini")
+    assert answer["choices"][0]["message"]["content"] == "a short "
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert answer["usage"]["prompt_tokens"] == 3 + 4 + 4
+    assert answer["usage"]["completion_tokens"] == 2
+
+
+def test_the_text_of_a_function_is_an_answer_of_every_endpoint_for_text():
+    model = resolve_model(lambda body: "yes")
+    _, response = model.answer({"model": "gpt-4o-mini", "input": "so?"}, "/v1/responses")
+    _, completion = model.answer({"model": "gpt-4o-mini", "prompt": "so?"}, "/v1/completions")
+
+    assert response["output"][0]["content"][0]["text"] == "yes"
+    assert completion["choices"][0]["text"] == "yes"
+
+
 def test_an_unknown_model_is_refused_by_name():
     with pytest.raises(ValueError, match="'ecko'"):
         resolve_model("ecko")

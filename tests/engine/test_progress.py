@@ -1,8 +1,33 @@
 """A run tells where it stands: bars where people look, a line a minute where a log is kept."""
 
+import io
+import re
+import sys
+
 from batchframe.core.shards import Limits
 from batchframe.emulator import LocalServer
-from batchframe.progress import Lines, Tally
+from batchframe.progress import Lines, Tally, progress_for
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_in_a_terminal_three_bars_move(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with progress_for(clock) as bars:
+        bars.show(Tally(total=2000, prepared=2000, sent=1200, done=0, n_live=2, note="waiting"))
+        bars.show(Tally(total=2000, prepared=2000, sent=2000, done=2000, cost_usd=0.25))
+    shown = re.sub(r"\d\d:\d\d", "00:00", terminal.getvalue())  # whatever time it took
+    for words in (
+        "Preparing  100%|##########| 2,000 of 2,000 rows, 00:00",
+        "Sending     60%|######    | 1,200 of 2,000 rows, 00:00, waiting",
+        "Processing   0%|          | 0 of 2,000 rows, 00:00, 2 batches live, $0.00 so far",
+        "Sending    100%|##########| 2,000 of 2,000 rows, 00:00",
+        "Processing 100%|##########| 2,000 of 2,000 rows, 00:00, $0.25",
+    ):
+        assert words in shown
 
 
 def test_a_log_has_one_line_a_minute(clock, capsys):
@@ -14,7 +39,7 @@ def test_a_log_has_one_line_a_minute(clock, capsys):
     shown = capsys.readouterr().err.splitlines()
     assert shown == [
         # After 60, 120 and 180 seconds: 700 rows are left, 2.33 times as many as were done.
-        "batchframe: 300 of 1,000 rows done, 600 sent, 3 batches live, $0.2500 so far, "
+        "batchframe: 300 of 1,000 rows done, 600 sent, 3 batches live, $0.25 so far, "
         f"about {left} min left"
         for left in (3, 5, 7)
     ]
@@ -40,7 +65,9 @@ def test_a_run_without_a_terminal_keeps_a_log(run, clock, capsys):
         run(server, rows, progress=True, limits=Limits(max_requests=10))
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) > 3
-    assert shown[0].startswith("batchframe: 0 of 20 rows done, 20 sent, 2 batches live, $0.0000")
+    assert shown[0].startswith(
+        "batchframe: 0 of 20 rows done, 20 sent, 2 batches live, $0.00 so far"
+    )
 
 
 def test_a_short_run_shows_nothing(run, server, capsys):

@@ -323,6 +323,7 @@ def test_it_reads_well(without_network):
     assert [line.split() for line in shown] == [line.split() for line in lines]
     assert len({line.find("  ", 20) for line in shown[1:5]}) == 1
     html = found._repr_html_()
+    assert html.startswith("<table class='tex2jax_ignore mathjax_ignore'>")  # $ is no formula
     assert "<td>3</td><td style='text-align:left'>in 1 batch" in html
     odd = frame.openai_batch.estimate("prompt", "id", model="<script>")
     assert "<script>" not in odd._repr_html_()
@@ -510,7 +511,7 @@ def test_it_prints_in_terminals_and_notebooks(on_server, checkpoint):
         "2 requests, $0.700; $0.700 saved by batches",
     ]
     html = bf.usage(checkpoint)._repr_html_()
-    assert html.startswith("<table>")
+    assert html.startswith("<div class='tex2jax_ignore mathjax_ignore'><table>")  # $ is no formula
     assert "<p>2 requests, $0.700000; $0.700000 saved by batches</p>" in html
 
 

@@ -1,5 +1,6 @@
 """Each notebook runs from a clean kernel, on its own local server, and shows what it says."""
 
+import importlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,41 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).parents[2] / "notebooks"
 #: Of each notebook: what its cells show, in order, among other things.
 SHOWN = {
+    "01_quickstart": [
+        "Summarise in one sentence:",
+        "Processing",
+        "Recursively copy a directory tree and return the destination directory.",
+        "completion_status",
+        "Completion",
+        "saved by batches",
+        "before: {'files.create': 1, 'batches.create': 1,",
+        "after:  {'files.create': 1, 'batches.create': 1,",
+        "the same answers: True",
+        "rows have answers;",
+        "Return a list of paths matching a pathname pattern.",
+    ],
+    "02_polars_and_parquet": [
+        "letters",
+        "licence_cost_usd",
+        "MIT",
+        "files became answers.parquet",
+        "image/svg+xml",
+        "title",
+        "input_tokens",
+        "Apache",
+    ],
+    "05_costs_and_budgets": [
+        "different texts",
+        "dedupe=True would leave them out",
+        "as the rows so far had",
+        "max_cost_usd=0.001 is too little",
+        "saved by batches",
+        "image/svg+xml",
+        "gpt-4.1-nano",
+        "image/svg+xml",
+        "image/svg+xml",
+        "truncated",
+    ],
     "03_structured_output": [
         "echo: What is the Python module bisect for?",
         "Int64",
@@ -30,6 +66,12 @@ SHOWN = {
 
 def read(name):
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fonts():
+    """matplotlib looks for fonts when it first runs on a machine, and may say so on stderr."""
+    importlib.import_module("matplotlib.font_manager")
 
 
 @pytest.mark.parametrize("name", SHOWN)
