@@ -39,6 +39,7 @@ from batchframe.errors import (
     UnknownOutcomeError,
 )
 from batchframe.frames.accessor import (
+    acomplete,
     attach,
     complete,
     complete_parquet,
@@ -47,6 +48,7 @@ from batchframe.frames.accessor import (
     moderate,
     register,
     results,
+    submit,
     usage,
 )
 from batchframe.parameters import col
@@ -56,7 +58,9 @@ if TYPE_CHECKING:
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Rates
     from batchframe.core.shards import Limits
+    from batchframe.frames.runs import Run, open_run, runs
     from batchframe.frames.usage import Usage
+    from batchframe.overview import RunStatus
 
 __all__ = [
     "AccountMismatchError",
@@ -77,9 +81,12 @@ __all__ = [
     "ProviderError",
     "Rates",
     "RowError",
+    "Run",
+    "RunStatus",
     "RunTimeoutError",
     "UnknownOutcomeError",
     "Usage",
+    "acomplete",
     "attach",
     "col",
     "complete",
@@ -88,7 +95,10 @@ __all__ = [
     "emulator",
     "estimate",
     "moderate",
+    "open_run",
     "results",
+    "runs",
+    "submit",
     "usage",
 ]
 
@@ -97,7 +107,11 @@ _HEAVY = {
     "Estimate": "batchframe.core.estimates",
     "Limits": "batchframe.core.shards",
     "Rates": "batchframe.core.prices",
+    "Run": "batchframe.frames.runs",
+    "RunStatus": "batchframe.overview",
     "Usage": "batchframe.frames.usage",
+    "open_run": "batchframe.frames.runs",
+    "runs": "batchframe.frames.runs",
 }
 
 for _library in ("pandas", "polars"):

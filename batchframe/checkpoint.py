@@ -7,6 +7,7 @@ log/           00000000.json ...: one commit each, put where no file was, chaine
 raw/           00000-output.jsonl.zst, 00000-error.jsonl.zst: the downloads, verbatim
 results/       00000.parquet: one result per request of the shard
 lock           names the process at work, for a friendly message
+cancelled      is there while nothing more is to be sent
 
 The log is the truth: a shard's state is its events, folded. A commit that finds its number taken
 belongs to a process that another one has overtaken, and stops there, before it can spend money.
@@ -180,6 +181,22 @@ class Checkpoint:
     def catch_up(self) -> None:
         """Read what was committed since; for a checkpoint that was opened by `read`."""
         self._replay()
+
+    def ask_to_cancel(self) -> None:
+        """Have whoever works on it, now or later, send nothing more and cancel what is live."""
+        self._storage.create(self._cancel_path, b"")
+
+    def is_cancelled(self) -> bool:
+        """True if somebody asked for that, and no call has asked for its rows since."""
+        return self._cancel_path.exists()
+
+    def forget_cancel(self) -> None:
+        """Begin anew: a call asks for rows."""
+        self._storage.remove(self._cancel_path)
+
+    @property
+    def _cancel_path(self) -> Path:
+        return self.path / "cancelled"
 
     def is_at_work(self) -> bool:
         """False if no process has the directory open, as far as that can be told from here."""

@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -297,6 +297,29 @@ class Engine:
         with self._changed:
             return (id(checkpoint), number) in self._jobs
 
+    def is_waiting(self, jobs: Sequence[Job]) -> bool:
+        """True when nothing can be done for these jobs until the provider, or time, moves on."""
+        with self._changed:
+            ours = {id(job) for job in jobs if not job.is_settled}
+            unsettled = [job for job in self._jobs.values() if job.busy or not job.is_settled]
+            now = self.clock.monotonic()
+            startable = _startable(unsettled, now, self._queues)
+            return not any(id(job) in ours for group in startable for job in group) and all(
+                not job.busy and (isinstance(job.state, Planned | Live) or _waits_for_its_hour(job))
+                for job in jobs
+                if not job.is_settled
+            )
+
+    def withdraw(self, owner: Hashable, checkpoint: Checkpoint, number: int) -> None:
+        """Stop watching one shard, as `release` does with all."""
+        with self._changed:
+            job = self._jobs.get((id(checkpoint), number))
+            if job is None or job.watchers.pop(owner, None) is None:
+                return
+            self._drop_if_idle(job)
+            while job.busy and not job.watchers:
+                self._changed.wait(0.2)
+
     def release(self, owner: Hashable) -> None:
         """Stop watching all that the owner watches.
 
@@ -564,6 +587,10 @@ def _grouped(due: list[Job], under_way: list[Job]) -> list[list[Job]]:
         *([job] for job in due if id(job) not in together),
         *(group for group in many if any(id(job) in asked for job in group)),
     ]
+
+
+def _waits_for_its_hour(job: Job) -> bool:
+    return isinstance(job.state, Uploaded) and not job.tries
 
 
 def _is_running(job: Job) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from batchframe.core.structure import Structure
 
 __all__ = [
+    "HOME",
     "SHORTEST_POLL",
     "Column",
     "body_params",
@@ -35,7 +36,7 @@ SHORTEST_POLL, _LONGEST_POLL = 0.01, 86_400
 #: Dimensions that a vector may have: far beyond any model's (OpenAI's have 3,072, 2026-08).
 _LONGEST_VECTOR = 65_536
 #: Directory under the working directory in which checkpoints are found by their spec.
-_HOME = ".batchframe"
+HOME = ".batchframe"
 #: The endpoints that answer prompts with text.
 _ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
 #: How alike two names must be for one to be proposed for the other, from 0 to 1.
@@ -96,7 +97,7 @@ def closest(name: str, known: Collection[str]) -> str | None:
 
 def checkpoint_path(checkpoint: str | Path | None, spec: "Spec") -> Path:
     """The directory that was named, or the one that is found by the spec."""
-    return Path(checkpoint or Path(_HOME, spec.fingerprint)).expanduser()
+    return Path(checkpoint or Path(HOME, spec.fingerprint)).expanduser()
 
 
 def _is_text(value: object) -> bool:

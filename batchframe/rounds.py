@@ -7,11 +7,13 @@ or edited frame pays only for what is new.
 Rows are rendered once. Whatever is sent again, because it failed with an error that may pass, or
 because its shard was given up before it was sent, is made from the lines of its last shard, as soon
 as nothing else waits for a place: a further round does not wait for the slowest batch of the last.
+So a checkpoint can be worked to its end without its frame, in another process.
 """
 
 import functools
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ import pyarrow.compute as pc
 
 from batchframe.budget import Budget, check_bounded
 from batchframe.checkpoint import Checkpoint
+from batchframe.client import Unavailable
 from batchframe.core.batches import (
     KEPT_DAYS,
     Collected,
@@ -77,10 +80,14 @@ from batchframe.storage import Storage
 
 __all__ = [
     "Answers",
+    "Left",
     "Options",
+    "Rounds",
     "find_keys",
     "find_rows",
     "find_windows",
+    "rounds_of_checkpoint",
+    "rounds_of_rows",
     "run_rows",
     "run_windows",
     "warn_of_unknown_prices",
@@ -90,6 +97,8 @@ _log = logging.getLogger(__name__)
 
 #: The columns of results that a run looks at as they come in.
 _FOR_LOOKS = ("row_key", "status", "error_code", "error_message", "http_status", "cost_usd")
+#: Seconds until a live batch is asked again to be cancelled, where the provider did not answer.
+_CANCEL_SECONDS = 5.0
 #: So many days before the provider deletes results, a run that finds such a batch says so.
 _WARN_DAYS = 5
 
@@ -155,6 +164,24 @@ def run_rows(
         CheckpointError: the directory cannot be used, or belongs to other work.
         ProviderError: the service refused for good.
     """
+    rounds = rounds_of_rows(
+        rows, spec, submission, path, options=options, engine=engine, storage=storage
+    )
+    rounds.work()
+    return find_keys(rounds.keys, rounds.checkpoint, submission.prices)
+
+
+def rounds_of_rows(
+    rows: Rows,
+    spec: Spec,
+    submission: Submission,
+    path: Path,
+    *,
+    options: Options,
+    engine: Engine | None = None,
+    storage: Storage | None = None,
+) -> "Rounds":
+    """The work that `run_rows` does, to be done: arguments and errors as there."""
     engine = engine or default_engine()
     keys = None
     limit, max_bytes = options.max_cost_usd, submission.limits.max_bytes
@@ -163,9 +190,25 @@ def run_rows(
         check_bounded(rows, keys, spec, limit, prices=submission.prices, now=engine.clock.now())
         _check_sizes(rows.ids, keys, max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
-    run = _Run(lambda: (rows,), keys, checkpoint, submission, options, engine)
-    _drive(run)
-    return find_keys(run.keys, checkpoint, submission.prices)
+    checkpoint.forget_cancel()
+    return Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine)
+
+
+def rounds_of_checkpoint(
+    spec: Spec,
+    submission: Submission,
+    path: Path,
+    *,
+    options: Options,
+    engine: Engine | None = None,
+) -> "Rounds":
+    """The work that is left of a checkpoint, without the rows that it was made for.
+
+    Raises what `Checkpoint.open` raises.
+    """
+    engine = engine or default_engine()
+    checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
+    return Rounds(None, None, checkpoint, submission, options, engine)
 
 
 def run_windows(
@@ -201,28 +244,10 @@ def run_windows(
         if line_bytes_at_most(rows, spec) > submission.limits.max_bytes:
             _check_sizes(rows.ids, row_keys(rows, spec), submission.limits.max_bytes)
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    run = _Run(windows, None, checkpoint, submission, options, engine)
-    _drive(run)
-    return run.keys_of_windows
-
-
-def _drive(run: "_Run") -> None:
-    """Let the run work to its end, whichever that is, and close its checkpoint."""
-    try:
-        try:
-            with run.progress:
-                run.drive()
-        finally:
-            # First of all, and also where a second Ctrl-C interrupts it: nothing more is sent.
-            run.engine.release(run)
-    except RunTimeoutError:
-        raise
-    except BaseException as error:
-        # After the release, when it is known what goes on.
-        run.explain(error)
-        raise
-    finally:
-        run.checkpoint.close()
+    checkpoint.forget_cancel()
+    rounds = Rounds(windows, None, checkpoint, submission, options, engine)
+    rounds.work()
+    return rounds.keys_of_windows
 
 
 def find_rows(
@@ -271,9 +296,11 @@ _NO_ROWS = Rows(ids=pa.array([], pa.int64()), prompts=pa.array([], pa.string()))
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
-    #: The rows, some at a time.
-    windows: Callable[[], Iterable[Rows]]
+class Rounds:
+    """One call at work on its checkpoint; `work` does it all, in whichever thread calls it."""
+
+    #: The rows, some at a time; None for what is left of a checkpoint.
+    windows: Callable[[], Iterable[Rows]] | None
     #: Of all rows; None where they are not needed yet: to encode all rows only to name them takes
     #: as long as to send them, and a new checkpoint has nothing to compare them with.
     row_keys: RowKeys | None
@@ -293,6 +320,10 @@ class _Run:
     #: What the rows have cost, and may cost.
     budget: Budget = field(init=False)
     jobs: list[Job] = field(default_factory=list)
+    #: Set when all that fits the limits is at the provider, or when the work has ended.
+    submitted: threading.Event = field(default_factory=threading.Event)
+    #: Set by whoever wants the work to stop here, and the batches to go on.
+    left: threading.Event = field(default_factory=threading.Event)
     #: Rows that are to be frozen still.
     _n_unfrozen: int = 0
     #: In which round of this call each shard is, from 0.
@@ -316,6 +347,9 @@ class _Run:
     _known: pa.Table | None = None
     #: The keys of those results that stand.
     _settled: pa.FixedSizeBinaryArray | None = None
+    #: The live batches that were asked to be cancelled; and when to ask again, where that failed.
+    _cancelled: set[str] = field(default_factory=set)
+    _next_cancel: float = 0.0
 
     def __post_init__(self) -> None:
         self.progress = progress_for(self.engine.clock) if self.options.progress else Silence()
@@ -325,11 +359,32 @@ class _Run:
             self.options.max_cost_usd, self.checkpoint, self.submission.prices, self.engine.clock
         )
 
-    def drive(self) -> None:
+    def work(self) -> None:
+        """Work to the end, whichever that is, and close the checkpoint. To be called once."""
+        try:
+            try:
+                with self.progress:
+                    self._drive()
+            finally:
+                # First of all, and also where a second Ctrl-C interrupts it: nothing more is sent.
+                self.engine.release(self)
+        except (RunTimeoutError, Left):
+            raise
+        except BaseException as error:
+            # After the release, when it is known what goes on.
+            self.explain(error)
+            raise
+        finally:
+            self.checkpoint.close()
+            self.submitted.set()
+
+    def _drive(self) -> None:
         """Plan, and wait until nothing is left to send."""
         seconds = float("inf") if self.options.timeout is None else self.options.timeout
         started = self.engine.clock.monotonic()
-        for rows in self.windows():
+        if self.windows is None:
+            self._take_up_all()
+        for rows in self.windows() if self.windows is not None else ():
             self.rows = rows
             self.own_keys = None
             self._plan()
@@ -345,6 +400,22 @@ class _Run:
                 f"The batches were not done after {self.options.timeout} seconds. "
                 f"{self.how_to_resume()}"
             )
+
+    def _take_up_all(self) -> None:
+        """Wait for all shards of the checkpoint, and send again what may be."""
+        checkpoint = self.checkpoint
+        with checkpoint.planning:
+            self._made.update(checkpoint.shards)
+            inputs = set(checkpoint.inputs())
+            for number, shard in list(checkpoint.shards.items()):
+                if isinstance(shard.state, Collected | Dropped):
+                    keys = checkpoint.to_send_again(number) if number in inputs else ()
+                    if len(keys):
+                        self._again[number] = keys
+                elif isinstance(shard.state, Planned | Uploading | Uploaded):
+                    self._held.append(number)
+                else:
+                    self._watch(number)
 
     def explain(self, error: BaseException) -> None:
         """Tell with an error what goes on without this call, and how to come back."""
@@ -548,6 +619,10 @@ class _Run:
 
     def _watch_over(self) -> None:
         """Look, and send again what is to be sent again."""
+        if self.left.is_set():
+            raise Left
+        if self.checkpoint.is_cancelled():
+            self._cancel()
         self._look()
         for job in [job for job in self.jobs if isinstance(job.state, Dropped)]:
             self.jobs.remove(job)
@@ -555,6 +630,38 @@ class _Run:
         is_waiting = self._held or any(isinstance(job.state, Planned) for job in self.jobs)
         if self._again and not is_waiting:
             self._send_again()
+        elif not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
+            self.submitted.set()
+
+    def _cancel(self) -> None:
+        """Send nothing more, and ask for live batches to be cancelled."""
+        self._again.clear()
+        unsent = [*self._held, *(job.number for job in self.jobs if _is_unsent(job.state))]
+        self._held.clear()
+        for number in unsent:
+            self.engine.withdraw(self, self.checkpoint, number)
+            state = self.checkpoint.shards[number].state
+            watched = self.engine.is_watched(self.checkpoint, number)
+            if _is_unsent(state) and not watched:
+                self.checkpoint.drop(number, is_unwanted=True)
+                if isinstance(state, Uploaded):
+                    delete_quietly(self.submission.provider, state.file_id)
+        withdrawn = set(unsent)
+        self.jobs[:] = [job for job in self.jobs if job.number not in withdrawn]
+        for number in unsent:  # what was sent in this moment, or is another run's
+            if not isinstance(self.checkpoint.shards[number].state, Dropped):
+                self._watch(number)
+        now = self.engine.clock.monotonic()
+        if now < self._next_cancel:
+            return
+        for job in self.jobs:
+            if isinstance(job.state, Live) and job.state.batch.batch_id not in self._cancelled:
+                try:
+                    self.submission.provider.cancel(job.state.batch.batch_id)
+                except Unavailable:
+                    self._next_cancel = now + _CANCEL_SECONDS
+                    return
+                self._cancelled.add(job.state.batch.batch_id)
 
     def _lose(self, number: int) -> None:
         """Take note that a shard with rows of ours was dropped, before it was sent."""
@@ -608,7 +715,7 @@ class _Run:
 
     def _look(self) -> None:
         """Show where the run stands, send what the budget has room for, and stop in vain ones."""
-        self._show()
+        self.progress.show(self.tally())
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
@@ -640,7 +747,8 @@ class _Run:
                 self._again[number] = again
 
     def _has_rounds(self, number: int) -> bool:
-        return self._rounds.get(number, 0) < self.options.max_retries
+        is_left = self._rounds.get(number, 0) < self.options.max_retries
+        return is_left and not self.checkpoint.is_cancelled()
 
     def _stop_if_hopeless(self, number: int, results: pa.Table) -> None:
         reason = hopeless(results, proven=self._is_proven)
@@ -660,39 +768,45 @@ class _Run:
             )
 
     def _n_held(self) -> int:
-        return sum(self.checkpoint.shards[number].frozen.n_requests for number in self._held)
+        return sum(self.checkpoint.shards[number].frozen.n_requests for number in list(self._held))
 
     def _n_unsent(self) -> int:
         known = Creating | Live | Ended | Collected
         waiting = (job for job in self.jobs if not isinstance(job.state, known))
         return self._n_unfrozen + self._n_held() + sum(map(_n_requests, waiting))
 
-    def _show(self) -> None:
-        # Rows that are sent again count where they were sent last.
+    def tally(self) -> Tally:
+        """Where the run stands; rows that are sent again count where they were sent last."""
         prepared = sent = done = 0
-        for job in self.jobs:
+        jobs = list(self.jobs)
+        for job in jobs:
             state = job.state
             n_requests = _n_requests(job) - self._looked_at.get(job.number, 0)
             prepared += n_requests
             sent += n_requests if isinstance(state, Live | Ended | Collected) else 0
             done += _n_done(state, n_requests)
         total = self._n_unfrozen + self._n_held() + prepared
-        note = next((job.note for job in self.jobs if job.note), "")
-        self.progress.show(
-            Tally(
-                total=total + sum(map(len, self._again.values())),
-                prepared=prepared,
-                sent=sent,
-                done=done,
-                n_live=sum(isinstance(job.state, Live) for job in self.jobs),
-                cost_usd=self._cost_usd,
-                note=note,
-            )
+        return Tally(
+            total=total + sum(map(len, list(self._again.values()))),
+            prepared=prepared,
+            sent=sent,
+            done=done,
+            n_live=sum(isinstance(job.state, Live) for job in jobs),
+            cost_usd=self._cost_usd,
+            note=next((job.note for job in jobs if job.note), ""),
         )
+
+
+class Left(BaseException):
+    """The work was left to others: not an error, and nothing that an `except` may swallow."""
 
 
 def _n_requests(job: Job) -> int:
     return job.checkpoint.shards[job.number].frozen.n_requests
+
+
+def _is_unsent(state: State) -> bool:
+    return isinstance(state, Planned | Uploading | Uploaded)
 
 
 def _n_done(state: State, n_requests: int) -> int:

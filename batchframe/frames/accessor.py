@@ -5,10 +5,12 @@ same function with the frame in front. pandas makes a new accessor at every acce
 nothing but the frame. Heavy libraries are imported when a call needs them.
 """
 
+import asyncio
 import functools
 import inspect
 import tempfile
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -43,10 +45,12 @@ if TYPE_CHECKING:
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Prices
     from batchframe.core.shards import Limits
+    from batchframe.frames.runs import Run
     from batchframe.frames.usage import Usage
 
 __all__ = [
     "OpenAIBatch",
+    "acomplete",
     "attach",
     "complete",
     "complete_parquet",
@@ -55,6 +59,7 @@ __all__ = [
     "moderate",
     "register",
     "results",
+    "submit",
     "usage",
 ]
 
@@ -79,23 +84,40 @@ _EXAMPLES = {
 def _fitting(function: Callable[P, R]) -> Callable[P, R]:
     """The function; a call that does not fit its signature is a ParameterError."""
     signature = inspect.signature(function)
-    name = function.__name__
-    example = _EXAMPLES[name]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        misfit = _misfit(signature, args, kwargs)
-        if misfit:
-            calls = f"df.openai_batch.{name}({example}), or batchframe.{name}(df, {example})"
-            if not hasattr(OpenAIBatch, name):
-                calls = f"batchframe.{name}({example})"
-            raise ParameterError(
-                f"This call does not fit {name}(): {misfit}. Nothing was sent. "
-                f"Call {calls}: all else goes by keyword."
-            )
+        _check_fit(signature, function.__name__, args, kwargs)
         return function(*args, **kwargs)
 
     return checked
+
+
+def _check_fit(
+    signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> None:
+    """Raise ParameterError for a call that does not fit the function of that name."""
+    misfit = _misfit(signature, args, kwargs)
+    if misfit:
+        example = _EXAMPLES[name]
+        calls = f"df.openai_batch.{name}({example}), or batchframe.{name}(df, {example})"
+        if not hasattr(OpenAIBatch, name):
+            calls = f"batchframe.{name}({example})"
+        raise ParameterError(
+            f"This call does not fit {name}(): {misfit}. Nothing was sent. "
+            f"Call {calls}: all else goes by keyword."
+        )
+
+
+def _bound(
+    function: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call of a function, by name, with its defaults."""
+    signature = inspect.signature(function)
+    _check_fit(signature, function.__name__, args, keywords)
+    bound = signature.bind(*args, **keywords)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _misfit(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -222,37 +244,109 @@ def complete(
         >>> list(out["completion"])
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
-    settings = Settings(
-        output=output,
-        checkpoint=checkpoint,
-        dedupe=dedupe,
-        max_retries=max_retries,
-        retry_failed=retry_failed,
-        nulls=nulls,
-        max_cost_usd=max_cost_usd,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=timeout,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
-        details=details,
-        client=client,
-    )
-    call = completion(
-        prompt_col,
-        model=model,
-        template=template,
-        images=images,
-        format_=response_format,
-        system=system,
-        endpoint=endpoint,
-        params=params,
-        keywords=_keywords(complete),
-    )
+    call, settings = _asked_by(locals(), _keywords(complete))
     return _sent(frame, call, id_col, settings)
+
+
+def submit(frame: "pd.DataFrame | pl.DataFrame", /, *args: Any, **keywords: Any) -> "Run":
+    """Begin what `complete` does, and give back a handle of it.
+
+    Returns when all that fits the limits is at the provider; a thread goes on submitting and
+    collecting while this process lives. Afterwards the batches go on at the provider, and
+    `batchframe.open_run` takes up the rest, in any process.
+
+    Args:
+        frame: As for `complete`. What is done to it later changes nothing of the run.
+        *args: prompt_col and id_col, as for `complete`.
+        **keywords: As for `complete`. `timeout` ends the work that goes on, after so many seconds.
+
+    Returns:
+        The handle: status(), wait(), result(), partial(), cancel(), usage(), report().
+
+    Raises:
+        As `complete`, as far as it is known by then.
+
+    Example:
+        >>> import batchframe as bf, pandas as pd
+        >>> df = pd.DataFrame({"id": [1, 2], "prompt": ["2 + 2?", "3 + 3?"]})
+        >>> with bf.emulator.LocalServer() as server:
+        ...     run = df.openai_batch.submit(
+        ...         "prompt", "id", model="gpt-4o-mini", client=server.client(), progress=False
+        ...     )
+        ...     out = run.result()
+        >>> list(out["completion"])
+        ['echo: 2 + 2?', 'echo: 3 + 3?']
+    """
+    from batchframe.frames.runs import begun
+
+    given = _bound(complete, (frame, *args), keywords)
+    call, settings = _asked_by(given, _keywords(complete))
+    return begun(frame, call, given["id_col"], settings)
+
+
+async def acomplete(frame: FrameT, /, *args: Any, **keywords: Any) -> FrameT:
+    """Do what `complete` does, while the event loop goes on.
+
+    When the task is cancelled nothing more is sent, as after Ctrl-C; the batches go on, and the
+    same call resumes.
+
+    Args:
+        frame: As for `complete`.
+        *args: prompt_col and id_col, as for `complete`.
+        **keywords: As for `complete`.
+
+    Returns:
+        What `complete` returns.
+
+    Raises:
+        As `complete`.
+
+    Example:
+        >>> import asyncio, batchframe as bf, pandas as pd
+        >>> df = pd.DataFrame({"id": [1], "prompt": ["2 + 2?"]})
+        >>> with bf.emulator.LocalServer() as server:
+        ...     call = bf.acomplete(
+        ...         df, "prompt", "id", model="gpt-4o-mini", client=server.client(), progress=False
+        ...     )
+        ...     out = asyncio.run(call)
+        >>> list(out["completion"])
+        ['echo: 2 + 2?']
+    """
+    submitting = asyncio.ensure_future(asyncio.to_thread(submit, frame, *args, **keywords))
+    try:
+        run = await asyncio.shield(submitting)
+    except asyncio.CancelledError:
+        submitting.add_done_callback(_detach)
+        raise
+    try:
+        await run.wait_async()
+    except asyncio.CancelledError:
+        await asyncio.to_thread(run.detach)
+        raise
+    return cast("FrameT", await asyncio.to_thread(run.result))
+
+
+def _detach(submitting: "asyncio.Future[Run]") -> None:
+    """Stop a run whose caller has gone while it was being submitted."""
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().detach()
+
+
+def _asked_by(given: Mapping[str, Any], keywords: Keywords) -> tuple[Call, Settings]:
+    """What the arguments of `complete` ask for."""
+    settings = Settings(**{field.name: given[field.name] for field in fields_of(Settings)})
+    call = completion(
+        given["prompt_col"],
+        model=given["model"],
+        template=given["template"],
+        images=given["images"],
+        format_=given["response_format"],
+        system=given["system"],
+        endpoint=given["endpoint"],
+        params=given["params"],
+        keywords=keywords,
+    )
+    return call, settings
 
 
 @_fitting
@@ -932,6 +1026,8 @@ class OpenAIBatch:
         self._frame = frame
 
     complete = _method(complete)
+    submit = _method(submit)
+    acomplete = _method(acomplete)
     embed = _method(embed)
     moderate = _method(moderate)
     attach = _method(attach)

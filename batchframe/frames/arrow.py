@@ -5,7 +5,16 @@ from typing import Any
 
 import pyarrow as pa
 
-__all__ = ["attach", "column", "index_names", "labels", "lists", "new_labels", "objects"]
+__all__ = [
+    "attach",
+    "column",
+    "index_names",
+    "labels",
+    "lists",
+    "new_labels",
+    "objects",
+    "snapshot",
+]
 
 
 def labels(table: pa.Table) -> list[Hashable]:
@@ -50,4 +59,9 @@ def attach(table: pa.Table, columns: pa.Table, *, like: Hashable) -> pa.Table:  
     """A new table with the columns appended by position; its metadata stays."""
     for field in columns.schema:
         table = table.append_column(field, columns[field.name])
+    return table
+
+
+def snapshot(table: pa.Table) -> pa.Table:
+    """The table itself, which does not change."""
     return table

@@ -45,15 +45,19 @@ if TYPE_CHECKING:
 __all__ = [
     "EMBEDDINGS",
     "MODERATIONS",
+    "PRICES_WAY_OUT",
+    "Asked",
     "Call",
     "Columns",
     "Keywords",
     "Settings",
     "answered",
+    "asked",
     "attached",
     "completion",
     "embedding",
     "estimated",
+    "how",
     "moderation",
     "read_checkpoint",
     "rows_of_table",
@@ -306,6 +310,50 @@ def _texts(text_col: Hashable) -> Question:
     )
 
 
+class Asked(NamedTuple):
+    """What the rows of a frame ask, and what makes the frame that comes back."""
+
+    rows: "Rows"
+    #: Results, where each row has its own, and the status of rows without one -> the frame.
+    finish: Callable[["pa.Table", "pa.Int64Array", str | None], Any]
+
+
+def asked(
+    frame: Any, call: Call, id_col: Hashable | None, columns: Columns, *, is_kept: bool = False
+) -> Asked:
+    """Read a frame; an error, before anything is sent, if the call does not fit it.
+
+    Args:
+        frame: The user's.
+        call: What its rows ask.
+        id_col: The label of the ids, or None.
+        columns: What the call says of new columns and rows.
+        is_kept: The user goes on with the frame before it is finished, and may change it.
+    """
+    import pyarrow as pa
+
+    from batchframe.core.columns import result_columns
+    from batchframe.core.results import RESULT_SCHEMA
+    from batchframe.frames import inputs
+
+    adapter = _adapter(frame)
+    columns_of = functools.partial(
+        result_columns, output=columns.output, details=columns.details, form=call.form
+    )
+    _check_labels(adapter, frame, call, id_col)
+    empty = columns_of(RESULT_SCHEMA.empty_table(), pa.array([], pa.int64()), skipped=None)
+    inputs.check_free(adapter.new_labels(empty), adapter.labels(frame), columns.output)
+    rows = _rows(adapter, frame, call, id_col, nulls=columns.nulls)
+    like, is_null = call.question.columns[0][0], rows.prompts.is_null()
+    kept = adapter.snapshot(frame) if is_kept else frame
+
+    def finish(results: "pa.Table", positions: "pa.Int64Array", unanswered: str | None) -> Any:
+        made = columns_of(results, positions, skipped=is_null, unanswered=unanswered)
+        return adapter.attach(kept, made, like=like)
+
+    return Asked(rows, finish)
+
+
 def answered(
     frame: Any,
     call: Call,
@@ -318,38 +366,22 @@ def answered(
     """The frame with the answers to its rows.
 
     Args:
-        frame: The user's.
-        call: What its rows ask.
-        id_col: The label of the ids, or None.
-        columns: What the call says of new columns and rows.
+        frame: As for `asked`.
+        call: As for `asked`.
+        id_col: As for `asked`.
+        columns: As for `asked`.
         answer: What rows ask -> results, and where each row has its own.
         unanswered: The status of rows without a result.
     """
     import pyarrow as pa
 
-    from batchframe.core.columns import result_columns
     from batchframe.core.results import RESULT_SCHEMA
-    from batchframe.frames import inputs
 
-    adapter = _adapter(frame)
-    columns_of = functools.partial(
-        result_columns,
-        output=columns.output,
-        details=columns.details,
-        form=call.form,
-        unanswered=unanswered,
-    )
-    _check_labels(adapter, frame, call, id_col)
-    nothing = RESULT_SCHEMA.empty_table()
-    empty = columns_of(nothing, pa.array([], pa.int64()), skipped=None)
-    inputs.check_free(adapter.new_labels(empty), adapter.labels(frame), columns.output)
-    rows = _rows(adapter, frame, call, id_col, nulls=columns.nulls)
+    rows, finish = asked(frame, call, id_col, columns)
     if rows.prompts.null_count == len(rows):
-        results, positions = nothing, pa.nulls(len(rows), pa.int64())
-    else:
-        results, positions = answer(rows)
-    made = columns_of(results, positions, skipped=rows.prompts.is_null())
-    return adapter.attach(frame, made, like=call.question.columns[0][0])
+        return finish(RESULT_SCHEMA.empty_table(), pa.nulls(len(rows), pa.int64()), unanswered)
+    results, positions = answer(rows)
+    return finish(results, positions, unanswered)
 
 
 def rows_of_table(table: "pa.Table", call: Call, id_col: Hashable | None, *, nulls: str) -> "Rows":
@@ -482,10 +514,10 @@ def sent(
     from batchframe.core.prices import unpriced_models
     from batchframe.rounds import run_rows, warn_of_unknown_prices
 
-    shared, submission, path, options = _how(settings, spec)
+    shared, submission, path, options = how(settings, spec)
     results, positions, *_ = run_rows(rows, shared, submission, path, options=options)
     models = unpriced_models(results, shared.model, settings.prices)
-    warn_of_unknown_prices(models, _PRICES_WAY_OUT)
+    warn_of_unknown_prices(models, PRICES_WAY_OUT)
     return results, positions
 
 
@@ -499,7 +531,7 @@ def sent_windows(
     from batchframe.core.prices import unpriced_models
     from batchframe.rounds import run_windows, warn_of_unknown_prices
 
-    shared, submission, path, options = _how(settings, spec)
+    shared, submission, path, options = how(settings, spec)
     keys = run_windows(windows, shared, submission, path, options=options)
     there = read_checkpoint(path)
     models = {
@@ -509,19 +541,20 @@ def sent_windows(
             there.results_of(number, _FOR_PRICES), there.model_of(number), settings.prices
         )
     }
-    warn_of_unknown_prices(sorted(models), _PRICES_WAY_OUT)
+    warn_of_unknown_prices(sorted(models), PRICES_WAY_OUT)
     return there, keys
 
 
 #: The columns of results that tell which prices are missing.
 _FOR_PRICES = ("input_tokens", "output_tokens", "model")
-_PRICES_WAY_OUT = (
+#: What to do about a model without a price, with {} for it.
+PRICES_WAY_OUT = (
     " Give what you pay, in dollars per million tokens: "
     "prices={{{!r}: bf.Rates(input=..., output=...)}}."
 )
 
 
-def _how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission, Path, Options]":
+def how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission, Path, Options]":
     """What is shared by all requests, and how they are sent, where and by which rules."""
     from batchframe.client import Provider
     from batchframe.core.shards import Limits
@@ -647,6 +680,8 @@ class _Adapter(Protocol):
     def new_labels(self, columns: "pa.Table") -> list[str]: ...
 
     def attach(self, frame: Any, columns: "pa.Table", *, like: Hashable) -> Any: ...
+
+    def snapshot(self, frame: Any) -> Any: ...
 
 
 def _class_of(library: str, name: str) -> Any:

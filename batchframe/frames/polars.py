@@ -20,6 +20,7 @@ __all__ = [
     "objects",
     "scan",
     "sink",
+    "snapshot",
 ]
 
 
@@ -83,3 +84,8 @@ def sink(frame: pl.LazyFrame, path: Path) -> None:
 def scan(path: Path, frame: pl.LazyFrame) -> pl.LazyFrame:
     """The rows of a parquet file, with the dtypes that the columns of `frame` have."""
     return pl.scan_parquet(path).cast(frame.collect_schema())
+
+
+def snapshot(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame as it is, whatever becomes of the user's."""
+    return frame.clone()

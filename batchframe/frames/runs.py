@@ -1,0 +1,501 @@
+"""`Run`: a call that goes on while its caller does something else, here or in another process.
+
+    submit(...) --> Run: a thread that works, and the frame that its answers go onto
+    open_run(path) --> Run: what is in a checkpoint, and a thread once somebody waits
+
+A handle knows no more than its checkpoint: whatever happens to it, or to its process, the next
+handle goes on from there. It sends nothing by itself that was not asked for: `status`, `partial`,
+`usage` and `report` look, `wait` and `result` work on, `cancel` stops.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from batchframe.client import Provider, Unavailable
+from batchframe.clock import SystemClock
+from batchframe.core.batches import Collected, Dropped, Live
+from batchframe.core.prices import unpriced_models
+from batchframe.core.results import Status
+from batchframe.core.retries import latest
+from batchframe.errors import BatchframeError, ProviderError, RunTimeoutError
+from batchframe.frames.calls import (
+    PRICES_WAY_OUT,
+    Call,
+    Settings,
+    asked,
+    how,
+    read_checkpoint,
+)
+from batchframe.frames.usage import Usage
+from batchframe.overview import RunStatus, Sums, overview_of, status_of
+from batchframe.pages import card
+from batchframe.pages import report as report_page
+from batchframe.parameters import HOME, check_values
+from batchframe.plans import usage_in
+from batchframe.progress import Silence, progress_for
+from batchframe.rounds import (
+    Left,
+    Rounds,
+    find_keys,
+    rounds_of_checkpoint,
+    rounds_of_rows,
+    warn_of_unknown_prices,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    import openai
+    import pyarrow as pa
+
+    from batchframe.checkpoint import Checkpoint
+    from batchframe.core.prices import Prices
+    from batchframe.core.shards import Limits
+
+__all__ = ["Run", "begun", "open_run", "runs"]
+
+#: How often a thread that waits looks around, in seconds.
+_LOOK_SECONDS = 0.1
+
+#: Results, where each row has its own, and the status of rows without one -> a frame.
+Finish = Callable[["pa.Table", "pa.Int64Array", str | None], Any]
+
+
+class Run:
+    """A call that goes on by itself: made by `submit`, and found again by `open_run`.
+
+    In the process that submitted it a thread goes on submitting and collecting; when that process
+    ends, its batches go on at the provider, and `open_run` of any process takes up the rest. Shown
+    in a notebook, it is a card with where it stands.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: Settings,
+        *,
+        rounds: Rounds | None = None,
+        finish: Finish | None = None,
+    ) -> None:
+        """Made by `submit` and `open_run`."""
+        self._path = path
+        self._settings = settings
+        self._finish = finish
+        self._rounds = rounds
+        self._keys: pa.FixedSizeBinaryArray | None = None
+        self._error: BaseException | None = None
+        self._ended = threading.Event()
+        self._starting = threading.Lock()
+        self._there: Checkpoint | None = None
+        self._sums = Sums()
+        if rounds is not None:
+            self._work_on(rounds)
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint's directory."""
+        return self._path
+
+    def __repr__(self) -> str:
+        """Where it stands, as a table for a terminal."""
+        return repr(self.status())
+
+    def _repr_html_(self) -> str:
+        """Where it stands, as a card for a notebook."""
+        return card(self.status())
+
+    # Looking
+
+    def status(self) -> RunStatus:
+        """Where the run stands now; nothing is sent.
+
+        Of a run that no thread of this process works on, live batches are asked how they are, where
+        there is a key of their account; else they are as the checkpoint has them.
+
+        Raises:
+            CheckpointError: the checkpoint is broken.
+        """
+        checkpoint = self._look()
+        status = status_of(
+            checkpoint,
+            now=SystemClock().now(),
+            prices=self._settings.prices,
+            sums=self._sums,
+        )
+        # Between two batches nothing may be at the provider while there is more to send.
+        return replace(status, is_done=status.is_done and not self._is_working)
+
+    def usage(self) -> Usage:
+        """Tokens and dollars by model and category, of all that was billed so far.
+
+        Returns what `batchframe.usage` returns of a checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint is broken.
+        """
+        table, differences = usage_in(read_checkpoint(self._path), self._settings.prices)
+        return Usage(table=table, differences=differences, digits=6)
+
+    def partial(self) -> Any:
+        """What is there now: what `result` gives, with rows that have no status yet; nothing waits.
+
+        Raises:
+            CheckpointError: the checkpoint is broken.
+        """
+        return self._answers(unanswered=None)
+
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML page about the run: its batches in time, failures, tokens and spend.
+
+        It needs no network to be read, and holds no prompt and no answer.
+
+        Args:
+            path: The file that is written.
+
+        Returns:
+            Its path.
+
+        Raises:
+            CheckpointError: the checkpoint is broken.
+        """
+        target = Path(path).expanduser()
+        overview = overview_of(
+            self._look(),
+            now=SystemClock().now(),
+            prices=self._settings.prices,
+            sums=self._sums,
+        )
+        target.write_text(report_page(overview), encoding="utf-8")
+        return target
+
+    # Waiting
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Work on the run until nothing is left to send or to collect.
+
+        Args:
+            timeout: Seconds to wait; None waits as long as it takes.
+
+        Returns:
+            The run itself.
+
+        Raises:
+            RunTimeoutError: `timeout` passed; the run goes on.
+            CheckpointBusyError: another process works on it.
+            ApiKeyError: there is something to do, and no usable key.
+            ProviderError: the service refused for good.
+            BudgetExceededError: `max_cost_usd` has no room for more rows.
+        """
+        check_values(timeout=timeout)
+        self._start()
+        self._watch(self._ended, timeout)
+        return self._outcome()
+
+    async def wait_async(self) -> Self:
+        """Do what `wait` does, while the event loop goes on.
+
+        When the task is cancelled, as by `asyncio.timeout`, the run goes on nevertheless.
+        """
+        await asyncio.to_thread(self._start)
+        # A thread that waited for the event would outlive a task that is cancelled.
+        while not self._ended.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_SECONDS)
+        return self._outcome()
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait as `wait` does, and give the answers.
+
+        Returns:
+            Of a run that `submit` made, its frame as it was then, with the columns of `complete`.
+            Of one that `open_run` found, which has no frame, the table of `batchframe.results`;
+            `attach` puts it onto a frame.
+
+        Raises:
+            What `wait` raises.
+        """
+        self.wait(timeout)
+        return self._answers(unanswered=Status.CANCELLED if self._is_cancelled else Status.MISSING)
+
+    # Stopping
+
+    def cancel(self) -> None:
+        """Send nothing more of the run, and ask for its live batches to be cancelled.
+
+        What they have done by then is paid and kept: the provider takes up to ten minutes, and
+        `wait` collects it. The other rows are `cancelled`; the same call of `complete` or `submit`
+        with retry_failed=True sends them again. It works from any process, also while another one
+        works on the run.
+
+        Raises:
+            ApiKeyError: there are live batches, and there is no usable key.
+            ProviderError: the service refused or did not answer. Nothing more is sent all the same.
+        """
+        checkpoint = self._look()
+        checkpoint.ask_to_cancel()
+        states = [shard.state for shard in list(checkpoint.shards.values())]
+        live = [state.batch for state in states if isinstance(state, Live)]
+        if not live:
+            return
+        provider = Provider(self._settings.client)
+        for batch in live:
+            try:
+                provider.cancel(batch.batch_id)
+            except Unavailable as reason:
+                raise ProviderError(
+                    f"The batch {batch.batch_id} could not be cancelled now: {reason}. Nothing "
+                    "more is sent; cancel again, or wait(), which asks until it is answered."
+                ) from reason
+
+    def detach(self) -> None:
+        """Stop working on the run in this process; its batches go on, and `wait` takes it up."""
+        rounds = self._rounds
+        if rounds is not None:
+            rounds.left.set()
+            self._ended.wait()
+
+    # Within
+
+    @property
+    def _is_working(self) -> bool:
+        return self._rounds is not None and not self._ended.is_set()
+
+    @property
+    def _is_cancelled(self) -> bool:
+        return read_checkpoint(self._path).is_cancelled()
+
+    def _work_on(self, rounds: Rounds) -> None:
+        self._rounds = rounds
+        self._ended.clear()
+        threading.Thread(
+            target=self._work, args=[rounds], name="batchframe-run", daemon=True
+        ).start()
+
+    def _work(self, rounds: Rounds) -> None:
+        try:
+            rounds.work()
+        except Left:
+            self._rounds = None
+        except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait
+            self._error = error
+        finally:
+            if self._finish is not None and self._keys is None:
+                self._keys = rounds.keys
+            self._ended.set()
+
+    def _start(self) -> None:
+        """Have a thread work on it, if there is something to do and none does."""
+        with self._starting:
+            if self._is_working or (self._ended.is_set() and self._rounds is not None):
+                return
+            there = read_checkpoint(self._path)
+            if _is_settled(there):
+                self._ended.set()
+                return
+            spec, submission, path, options = how(
+                replace(self._settings, checkpoint=self._path), _shared(there)
+            )
+            options = replace(options, progress=False, timeout=None, max_cost_usd=None)
+            self._work_on(rounds_of_checkpoint(spec, submission, path, options=options))
+
+    def _watch(self, event: threading.Event, timeout: float | None) -> None:
+        """Wait for an event of the work, and show how it stands."""
+        clock = SystemClock()
+        deadline = None if timeout is None else clock.monotonic() + timeout
+        with progress_for(clock) if self._settings.progress else Silence() as progress:
+            while True:
+                has_come = event.wait(_LOOK_SECONDS)
+                rounds = self._rounds
+                if rounds is not None:
+                    progress.show(rounds.tally())
+                if has_come:
+                    return
+                if deadline is not None and clock.monotonic() >= deadline:
+                    raise self._timed_out(timeout)
+
+    def _timed_out(self, timeout: float | None) -> RunTimeoutError:
+        return RunTimeoutError(
+            f"The run was not done after {timeout} seconds, and goes on. Wait again, or "
+            f"bf.open_run({str(self._path)!r}) in another process. Nothing is lost."
+        )
+
+    def _outcome(self) -> Self:
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def _look(self) -> "Checkpoint":
+        """The checkpoint as it is now."""
+        rounds = self._rounds
+        if rounds is not None and self._is_working:
+            return rounds.checkpoint
+        if self._there is None:
+            self._there = read_checkpoint(self._path)
+        else:
+            self._there.catch_up()
+        self._ask(self._there)
+        return self._there
+
+    def _ask(self, checkpoint: "Checkpoint") -> None:
+        """Ask live batches how they are, as nobody here does; what is not answered stays."""
+        live = {
+            shard.state.batch.batch_id: number
+            for number, shard in checkpoint.shards.items()
+            if isinstance(shard.state, Live)
+        }
+        if not live:
+            return
+        with suppress(BatchframeError, Unavailable):  # no key of that account, or no network
+            provider = Provider(self._settings.client)
+            if provider.account == checkpoint.spec.account:
+                for batch_id, seen in provider.glance(live.keys()).items():
+                    # That it has ended is for the log to say.
+                    if not seen.status.is_final:
+                        checkpoint.observe(live[batch_id], seen)
+
+    def _answers(self, *, unanswered: str | None) -> Any:
+        checkpoint = read_checkpoint(self._path)
+        prices = self._settings.prices
+        if self._finish is None:
+            return latest(checkpoint.results(prices=prices)).drop_columns("row_key")
+        if self._keys is None and self._rounds is not None:
+            self._keys = self._rounds.keys  # known once all is submitted
+        results, positions, *_ = find_keys(self._keys, checkpoint, prices)
+        models = unpriced_models(results, checkpoint.spec.model, prices)
+        warn_of_unknown_prices(models, PRICES_WAY_OUT)
+        return self._finish(results, positions, unanswered)
+
+
+def _is_settled(checkpoint: "Checkpoint") -> bool:
+    """True where nothing is left to send or to collect."""
+    done = all(isinstance(shard.state, Collected | Dropped) for shard in checkpoint.shards.values())
+    return done and not any(len(checkpoint.to_send_again(n)) for n in checkpoint.inputs())
+
+
+def _shared(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """The fields of a checkpoint's spec, without the account: the key's is compared to it."""
+    spec = checkpoint.spec
+    return {
+        "endpoint": spec.endpoint,
+        "model": spec.model,
+        "system": spec.system,
+        "params": spec.params,
+    }
+
+
+def begun(frame: Any, call: Call, id_col: "Hashable | None", settings: Settings) -> Run:
+    """A frame's call, begun: returns when all that fits the limits is at the provider."""
+    rows, finish = asked(frame, call, id_col, settings, is_kept=True)
+    spec, submission, path, options = how(settings, call.spec)
+    rounds = rounds_of_rows(rows, spec, submission, path, options=replace(options, progress=False))
+    run = Run(path, settings, rounds=rounds, finish=finish)
+    try:
+        run._watch(rounds.submitted, None)  # noqa: SLF001 - of this module
+    except BaseException as error:
+        run.detach()
+        error.add_note(rounds.how_to_resume())
+        raise
+    return run._outcome()  # noqa: SLF001 - likewise
+
+
+def open_run(
+    path: str | Path,
+    *,
+    client: "openai.OpenAI | None" = None,
+    prices: "Prices | None" = None,
+    limits: "Limits | None" = None,
+    completion_window: str = "24h",
+    max_retries: int = 3,
+    poll_interval: float | None = None,
+    on_unknown: str = "resend",
+    delete_remote: bool = False,
+    progress: bool = True,
+) -> Run:
+    """A handle of the run in a checkpoint, in whichever process it was begun.
+
+    Nothing is sent before somebody waits. Rows that were never prepared, because their process died
+    before it had written them down, are not there: the same call sends them.
+
+    Args:
+        path: The checkpoint's directory, as it was given to `complete` or `submit`, or as
+            `Run.path` has it.
+        client: As for `complete`; it needs a key of the account that began the run.
+        prices: As for `complete`.
+        limits: As for `complete`.
+        completion_window: As for `complete`, for batches that are not created yet.
+        max_retries: As for `complete`.
+        poll_interval: As for `complete`.
+        on_unknown: As for `complete`.
+        delete_remote: As for `complete`.
+        progress: As for `complete`.
+
+    Returns:
+        The handle.
+
+    Raises:
+        InputError: a keyword does not fit.
+        CheckpointError: there is no such checkpoint, or it is broken.
+
+    Example:
+        >>> import batchframe as bf, polars as pl, tempfile
+        >>> df = pl.DataFrame({"id": [1, 2], "prompt": ["2 + 2?", "3 + 3?"]})
+        >>> folder = tempfile.mkdtemp()
+        >>> with bf.emulator.LocalServer() as server:
+        ...     client = server.client()
+        ...     _ = df.openai_batch.submit(
+        ...         "prompt",
+        ...         "id",
+        ...         model="gpt-4o-mini",
+        ...         checkpoint=folder,
+        ...         client=client,
+        ...         progress=False,
+        ...     )
+        ...     run = bf.open_run(folder, client=client, progress=False)  # in any process
+        ...     _ = run.wait() if run.status().is_done else None
+        >>> run.status().n_rows
+        2
+    """
+    settings = Settings(
+        output="completion",
+        checkpoint=path,
+        dedupe=False,
+        max_retries=max_retries,
+        retry_failed=False,
+        nulls="skip",
+        max_cost_usd=None,
+        prices=prices,
+        limits=limits,
+        completion_window=completion_window,
+        poll_interval=poll_interval,
+        timeout=None,
+        on_unknown=on_unknown,
+        delete_remote=delete_remote,
+        progress=progress,
+        details=False,
+        client=client,
+    )
+    return Run(read_checkpoint(path).path, settings)
+
+
+def runs(directory: str | Path = HOME) -> list[Run]:
+    """Handles of all runs in a directory of checkpoints, those that changed last come first.
+
+    Args:
+        directory: Where checkpoints are found that no call named: `.batchframe` of the working
+            directory; or another directory that holds some.
+
+    Returns:
+        One handle for each checkpoint; none where there is no such directory.
+    """
+    check_values(checkpoint=directory)
+    root = Path(directory).expanduser()
+    found = sorted(
+        (path.parent for path in root.glob("*/spec.json")),
+        key=lambda path: (path / "log").stat().st_mtime if (path / "log").is_dir() else 0.0,
+        reverse=True,
+    )
+    return [open_run(path) for path in found]
