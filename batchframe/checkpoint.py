@@ -20,6 +20,8 @@ import errno
 import itertools
 import json
 import os
+import secrets
+import shutil
 import socket
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -64,7 +66,7 @@ try:
 except ImportError:  # Windows: the log alone protects
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Checkpoint", "DownloadKind", "Shard"]
+__all__ = ["Checkpoint", "DownloadKind", "Shard", "remove_checkpoint"]
 
 #: The two files that a batch leaves.
 DownloadKind = Literal["output", "error"]
@@ -727,6 +729,31 @@ def _forget_the_parents() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_parents)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint's directory with all that is in it.
+
+    It goes at once, under another name, so that none is left that has half of its files.
+
+    Raises CheckpointError where it is none, or holds what no checkpoint has made.
+    """
+    if path.is_symlink() or not (path / "spec.json").is_file():
+        raise CheckpointError(f"{path} is no checkpoint; nothing was removed.")
+    ours = {*_PARTS, "spec.json", "lock", "cancelled"}
+    foreign = sorted(
+        entry.name
+        for entry in path.iterdir()
+        if entry.name not in ours and not entry.name.startswith(".")
+    )
+    if foreign:
+        raise CheckpointError(
+            f"{path} holds other files as well ({', '.join(foreign[:3])}); nothing was removed. "
+            "Move them elsewhere first."
+        )
+    going = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    path.rename(going)
+    shutil.rmtree(going)
 
 
 def _sealed(payload: bytes) -> bytes:

@@ -15,6 +15,7 @@ import re
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
@@ -159,6 +160,20 @@ class Provider:
                 )
             return None
         except (openai.OpenAIError, Unavailable):
+            return None
+
+    def probe(self) -> float | None:
+        """Ask for one batch of the account, whichever. Returns what the service's clock says.
+
+        Seconds since the epoch, in whole seconds; None where the answer has no date.
+        """
+        with self._calls("Listing batches"):
+            answer = self._client.batches.with_raw_response.list(limit=1)
+            if not isinstance(_fields(answer).get("data"), list):
+                raise Unavailable("the answer holds no list of batches")
+        try:
+            return parsedate_to_datetime(answer.headers["date"]).timestamp()
+        except (KeyError, ValueError):
             return None
 
     def retrieve(self, batch_id: str) -> BatchSeen:

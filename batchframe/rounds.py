@@ -709,6 +709,9 @@ class Rounds:
         sent = Creating | Live | Ended | Collected
         if isinstance(self.checkpoint.shards[number].state, sent):
             self._sent_before.add(number)
+        # A shard under way counts on where it was made: a process that begins every ten minutes
+        # must come to an end of rows that fail each time.
+        self._rounds.setdefault(number, self.checkpoint.shards[number].frozen.round)
         job = self.engine.watch(self, self.checkpoint, number, self.submission)
         if job not in self.jobs:
             self.jobs.append(job)

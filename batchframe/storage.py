@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["Storage"]
+__all__ = ["Storage", "replacing"]
 
 _TEMPORARY = ".tmp-"
 
@@ -102,3 +102,16 @@ class Storage:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A path beside a user's file, which takes its place when the block ends without an error."""
+    path = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield path
+        with path.open("rb+") as file:  # a disk that is full may say so only here
+            os.fsync(file.fileno())
+        path.replace(target)
+    finally:
+        path.unlink(missing_ok=True)

@@ -52,6 +52,7 @@ __all__ = [
     "OpenAIBatch",
     "acomplete",
     "attach",
+    "checkpoint_of",
     "complete",
     "complete_parquet",
     "embed",
@@ -282,6 +283,20 @@ def submit(frame: "pd.DataFrame | pl.DataFrame", /, *args: Any, **keywords: Any)
     given = _bound(complete, (frame, *args), keywords)
     call, settings = _asked_by(given, _keywords(complete))
     return begun(frame, call, given["id_col"], settings)
+
+
+def checkpoint_of(prompt_col: str | None, id_col: str | None, keywords: Mapping[str, Any]) -> Path:
+    """The directory that a call of `complete` with these arguments keeps its results in.
+
+    Raises:
+        InputError: the call does not fit.
+        ApiKeyError: there is no usable key.
+    """
+    from batchframe.frames.calls import how
+
+    given = _bound(complete, (None, prompt_col, id_col), keywords)
+    call, settings = _asked_by(given, _keywords(complete))
+    return how(settings, call.spec)[2]
 
 
 async def acomplete(frame: FrameT, /, *args: Any, **keywords: Any) -> FrameT:

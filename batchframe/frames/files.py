@@ -11,10 +11,8 @@ rows are the ids, and 16 bytes for the key of each row.
 import functools
 import glob
 import os
-import secrets
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from batchframe.errors import ColumnError, ParameterError
 from batchframe.frames import inputs
 from batchframe.frames.calls import Call, Columns, rows_of_table
 from batchframe.rounds import find_windows
+from batchframe.storage import replacing
 
 __all__ = ["Source", "write_answers"]
 
@@ -172,7 +171,7 @@ def write_answers(
 
     answers = iter(()) if checkpoint is None else find_windows(keys, checkpoint, prices)
     schema = pa.schema([*source.schema, *empty.schema], source.schema.metadata)
-    with _replacing(target) as path, pq.ParquetWriter(path, schema) as writer:
+    with replacing(target) as path, pq.ParquetWriter(path, schema) as writer:
         # By no loop's variable, which would hold a window while the next one is made.
         deque(map(writer.write_table, map(answered, source.windows())), maxlen=0)
 
@@ -211,14 +210,3 @@ def _labels(call: Call, id_col: str) -> list[str]:
     if not all(isinstance(label, str) for label in labels):
         raise ColumnError("The columns of parquet files have names that are text.")
     return [str(label) for label in labels]
-
-
-@contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A path beside the target, which takes its place when the block ends without an error."""
-    path = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        yield path
-        path.replace(target)
-    finally:
-        path.unlink(missing_ok=True)

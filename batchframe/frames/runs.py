@@ -251,12 +251,17 @@ class Run:
                     "more is sent; cancel again, or wait(), which asks until it is answered."
                 ) from reason
 
-    def detach(self) -> None:
-        """Stop working on the run in this process; its batches go on, and `wait` takes it up."""
+    def detach(self) -> bool:
+        """Stop working on the run in this process; its batches go on, and `wait` takes it up.
+
+        Returns:
+            True where the work had come to its end by itself, which `result` then gives at once.
+        """
         rounds = self._rounds
         if rounds is not None:
             rounds.left.set()
             self._ended.wait()
+        return self._rounds is not None
 
     # Within
 

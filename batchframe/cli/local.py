@@ -1,46 +1,22 @@
-"""The command line: each command is a thin shell around what the package does.
-
-Data and what a command has to say go to stdout, errors to stderr: one line, exit code 1, no
-traceback. Heavy libraries are imported by the command that needs them, so that --help is quick.
-"""
+"""What runs on this machine alone, or looks at it: doctor, serve and demo."""
 
 import errno
 import signal
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from batchframe.core.texts import printable
+from batchframe.cli import options as o
+from batchframe.cli.app import Exit, app, show, show_json
 from batchframe.demo import run_demo
 from batchframe.errors import BatchframeError
 
-__all__ = ["app"]
-
-
-class _Commands(TyperGroup):
-    """Commands whose expected errors are one line."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BatchframeError as error:
-            typer.echo(f"batchframe: {printable(str(error))}", err=True)
-            raise typer.Exit(1) from error
-
-
-app = typer.Typer(
-    cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+__all__ = ["demo", "doctor", "serve"]
 
 
 class _Model(StrEnum):
@@ -54,33 +30,38 @@ class _DemoModel(StrEnum):
     ECHO = "echo"
 
 
-@app.callback()
-def _about() -> None:
-    """A column of prompts through the OpenAI Batch API, at half price."""
-
-
 @app.command()
-def demo(
-    *,
-    rows: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Rows in each frame: pandas and Polars.")
-    ] = 24,
-    model: Annotated[
-        _DemoModel,
-        typer.Option(help="Who answers; auto is smollm2 where it is installed, else echo."),
-    ] = _DemoModel.AUTO,
-    output: Annotated[
+def doctor(
+    directory: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FILE", help="The parquet file to write."),
-    ] = Path("batchframe-demo.parquet"),
+        typer.Argument(metavar="DIRECTORY", help="Where checkpoints are to be kept."),
+    ] = Path(),
+    *,
+    as_json: o.Json = False,
 ) -> None:
-    """Run the main job on this machine: no key, no cost, about a minute.
+    """Look whether all is there that a run needs.
 
-    Docstrings of Python's own standard library are summarised through the Batch API, from a pandas
-    and from a Polars frame, by a small language model on a local server. Prints the answers, the
-    tokens and the cost, and writes all rows to a parquet file.
+    \b
+      batchframe doctor /var/lib/runs
+
+    It looks at the key, the address, the clock and the disk. Each line says ok, or what is wrong
+    and how to mend it; exit code 1 if something is. The key is never shown, and nothing is paid.
+
+    --json prints an array of check, is_ok and message.
     """
-    run_demo(rows=rows, model=model.value, output=output)
+    from batchframe.core.texts import printable
+    from batchframe.doctor import examine
+
+    findings = []
+    for found in examine(directory):
+        findings.append(found)
+        if not as_json:
+            word = "ok   " if found.is_ok else "WRONG"
+            show(f"{word}  {found.check:<8}  {printable(found.message)}")
+    if as_json:
+        show_json([asdict(found) for found in findings])
+    if not all(found.is_ok for found in findings):
+        raise typer.Exit(Exit.ERROR)
 
 
 @app.command()
@@ -103,6 +84,9 @@ def serve(
     ] = None,
 ) -> None:
     """Serve the Files and Batches API here until Ctrl-C.
+
+    \b
+      batchframe serve --port 8000
 
     For trying out and testing whatever uses the OpenAI Batch API: it takes any key and any model
     name, and it listens on 127.0.0.1 only.
@@ -132,6 +116,33 @@ def serve(
     except OSError as error:
         raise BatchframeError(_why_not_served(error, port)) from error
     typer.echo("Stopped.")
+
+
+@app.command()
+def demo(
+    *,
+    rows: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rows in each frame: pandas and Polars.")
+    ] = 24,
+    model: Annotated[
+        _DemoModel,
+        typer.Option(help="Who answers; auto is smollm2 where it is installed, else echo."),
+    ] = _DemoModel.AUTO,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", help="The parquet file to write."),
+    ] = Path("batchframe-demo.parquet"),
+) -> None:
+    """Run the main job on this machine: no key, no cost.
+
+    \b
+      batchframe demo --rows 24
+
+    Docstrings of Python's own standard library are summarised through the Batch API, from a pandas
+    and from a Polars frame, by a small language model on a local server. Prints the answers, the
+    tokens and the cost, and writes all rows to a parquet file.
+    """
+    run_demo(rows=rows, model=model.value, output=output)
 
 
 def _why_not_served(error: OSError, port: int) -> str:
