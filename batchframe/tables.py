@@ -11,7 +11,7 @@ such as 007, digits and line ends stay.
 import csv
 import io
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -89,6 +89,10 @@ class RowsOfFile(Protocol):
         """The columns of these names, one entry per row."""
         ...
 
+    def objects(self) -> Iterator[dict[str, Any]]:
+        """The rows as Python values by label; one that a row does not have may be left out."""
+        ...
+
     def write(self, file: BinaryIO, new: pa.Table) -> None:
         """The rows as they were, each with its new columns."""
         ...
@@ -128,24 +132,36 @@ def writer_of(rows: RowsOfFile, format_: Format) -> Callable[[BinaryIO, pa.Table
     """What writes the rows with new columns in a format; errors come now, and not then."""
     if format_ is rows.format:
         return rows.write
-    table = pa.table(rows.values(rows.labels))
+    if format_ is Format.PARQUET:
+        table = pa.table(rows.values(rows.labels))
+        return lambda file, new: pq.write_table(_beside(table, new), file)
 
     def write(file: BinaryIO, new: pa.Table) -> None:
-        write_table(file, _beside(table, new), format_)
+        labels = [*rows.labels, *new.column_names]
+        both = zip(rows.objects(), _values(new), strict=True)
+        _write_text(file, labels, (row | fields for row, fields in both), format_)
 
     return write
 
 
 def write_table(file: BinaryIO, table: pa.Table, format_: Format) -> None:
     """A Table in a format."""
-    match format_:
-        case Format.PARQUET:
-            pq.write_table(table, file)
-        case Format.CSV:
-            file.write(f"{','.join(map(_cell, table.column_names))}\r\n".encode())
-            file.writelines(f"{cells}\r\n".encode() for cells in _cells(table))
-        case Format.JSONL:
-            file.writelines(_object(row) + b"\n" for row in _values(table))
+    if format_ is Format.PARQUET:
+        pq.write_table(table, file)
+    else:
+        _write_text(file, table.column_names, _values(table), format_)
+
+
+def _write_text(
+    file: BinaryIO, labels: Sequence[str], rows: Iterable[dict[str, Any]], format_: Format
+) -> None:
+    if format_ is Format.JSONL:
+        file.writelines(_object(row) + b"\n" for row in rows)
+        return
+    file.write(f"{','.join(map(_cell, labels))}\r\n".encode())
+    file.writelines(
+        f"{','.join(_cell(row.get(label)) for label in labels)}\r\n".encode() for row in rows
+    )
 
 
 def _beside(table: pa.Table, new: pa.Table) -> pa.Table:
@@ -171,6 +187,9 @@ class _Parquet:
 
     def values(self, labels: Collection[str]) -> dict[str, pa.Array]:
         return {label: self._table[label] for label in labels}
+
+    def objects(self) -> Iterator[dict[str, Any]]:
+        return _values(self._table)
 
     def write(self, file: BinaryIO, new: pa.Table) -> None:
         write_table(file, _beside(self._table, new), self.format)
@@ -214,6 +233,10 @@ class _Csv:
             for label, place in places.items():
                 found[label].append(fields[place])
         return {label: pa.array(texts, pa.large_string()) for label, texts in found.items()}
+
+    def objects(self) -> Iterator[dict[str, Any]]:
+        for fields in csv.reader(self._texts[1:], strict=True):
+            yield dict(zip(self.labels, fields, strict=True))
 
     def write(self, file: BinaryIO, new: pa.Table) -> None:
         names = ",".join(map(_cell, new.column_names))
@@ -325,6 +348,9 @@ class _Jsonl:
             for label, values in found.items():
                 values.append(row.get(label))
         return {label: self._array(label, values) for label, values in found.items()}
+
+    def objects(self) -> Iterator[dict[str, Any]]:
+        return map(msgspec.json.decode, self._lines)
 
     def _array(self, label: str, values: list[Any]) -> pa.Array:
         try:

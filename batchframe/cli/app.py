@@ -114,7 +114,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stopped:
-            say(_with_notes(stopped, "Stopped."))
+            say(_with_notes(stopped, "Stopped.", f"Batches go on at the provider. {NOTHING_LOST}"))
             raise typer.Exit(Exit.INTERRUPTED) from None
         except BatchframeError as error:
             say(_with_notes(error, _in_options(str(error))))

@@ -12,7 +12,7 @@ import typer
 
 from batchframe.cli import options as o
 from batchframe.cli.app import Exit, app, count, say, show, show_json, to_stdout, words_of
-from batchframe.errors import CheckpointCorruptError, CheckpointError
+from batchframe.errors import CheckpointCorruptError, CheckpointError, RunTimeoutError
 from batchframe.parameters import HOME
 
 if TYPE_CHECKING:
@@ -90,11 +90,18 @@ def wait(
         poll_interval=poll_interval,
         limits=o.limits_of(batch_size, max_live, max_enqueued_tokens),
     )
+    is_late = False
     try:
         run.wait(timeout)
+    except RunTimeoutError:
+        is_late = True
     finally:
         run.detach()
-        _show(run.status(), as_json=as_json)
+    _show(run.status(), as_json=as_json)
+    if is_late:
+        if not no_progress:
+            say("not done yet; run the same line again. Its batches go on at the provider.")
+        raise typer.Exit(Exit.NOT_DONE)
 
 
 @app.command()

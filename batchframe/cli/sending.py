@@ -248,7 +248,13 @@ def _rows_of(source: str, format_: "Format") -> "RowsOfFile":
 
     if source == "-":
         return read_rows(sys.stdin.buffer.read(), format_, "standard input")
-    return read_rows(Path(source).expanduser().read_bytes(), format_, source)
+    try:
+        data = Path(source).expanduser().read_bytes()
+    except OSError as error:
+        raise ParameterError(
+            f"{source} cannot be read: {error.strerror}. Nothing was sent."
+        ) from None
+    return read_rows(data, format_, source)
 
 
 def _needed(columns: tuple[str | None, str | None], keywords: Mapping[str, Any]) -> set[str]:
