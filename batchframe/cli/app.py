@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping
 from enum import IntEnum
@@ -65,8 +67,12 @@ def _in_options(message: str) -> str:
 
 
 def say(message: str) -> None:
-    """A line for people, on stderr."""
-    typer.echo(f"batchframe: {printable(message)}", err=True)
+    """A message for people, on stderr: one line, which a terminal breaks between words."""
+    line = f"batchframe: {printable(message)}"
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    typer.echo(line, err=True)
 
 
 def show(text: str) -> None:

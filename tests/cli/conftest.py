@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from batchframe.cli import app
 from batchframe.emulator import LocalServer
 
 ROOT = Path(__file__).parents[2]
 #: How long a process may take before it counts as hanging, in seconds.
 PATIENCE = 120
-
-Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
 @pytest.fixture
@@ -52,3 +52,14 @@ class Terminal:
 @pytest.fixture
 def terminal(tmp_path: Path, server: LocalServer) -> Terminal:
     return Terminal(tmp_path).at(server)
+
+
+@pytest.fixture
+def invoke(
+    tmp_path: Path, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Run a command within the test's own process: for what ends before anything begins."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments)])
