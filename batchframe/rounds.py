@@ -619,18 +619,20 @@ class Rounds:
 
     def _watch_over(self) -> None:
         """Look, and send again what is to be sent again."""
-        if self.left.is_set():
-            raise Left
         if self.checkpoint.is_cancelled():
             self._cancel()
         self._look()
+        is_left = self.left.is_set()
         for job in [job for job in self.jobs if isinstance(job.state, Dropped)]:
             self.jobs.remove(job)
             self._lose(job.number)
         is_waiting = self._held or any(isinstance(job.state, Planned) for job in self.jobs)
-        if self._again and not is_waiting:
+        if self._again and (is_left or not is_waiting):
+            # Also where another process is to send it: so that it counts on from this round.
             self._send_again()
-        elif not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
+        if is_left and (self._held or not all(job.is_settled for job in self.jobs)):
+            raise Left
+        if not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
             self.submitted.set()
 
     def _cancel(self) -> None:
@@ -722,7 +724,7 @@ class Rounds:
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
-        while self._held:
+        while self._held and not self.left.is_set():
             number = self._held[0]
             if isinstance(self.checkpoint.shards[number].state, Dropped):
                 self._lose(self._held.pop(0))  # by a run that wants only some of its rows
@@ -730,6 +732,8 @@ class Rounds:
                 self._watch(self._held.pop(0))
             else:
                 break
+        if self.left.is_set():
+            return
         if self._held and all(job.number in self._looked_at for job in self.jobs):
             raise self.budget.exceeded(self._held[0], self._n_unsent())
 

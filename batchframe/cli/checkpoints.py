@@ -327,7 +327,11 @@ def _n_open(rows: Mapping[str, int]) -> int:
 
 
 def _ask(question: str, *, yes: bool) -> None:
-    if not yes and not typer.confirm(question, err=True):
+    if yes:
+        return
+    # Not typer.confirm, which writes a space to stdout.
+    typer.echo(f"{question} [y/N] ", err=True, nl=False)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         say("nothing was removed.")
         raise typer.Exit(Exit.ERROR)
 

@@ -1,0 +1,109 @@
+"""CSV and JSONL with new columns: what stood there stands there, whatever it was."""
+
+import csv
+import io
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchframe.errors import ParameterError
+from batchframe.tables import Format, format_of, needed_of, read_rows, write_table, writer_of
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+ROWS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6)
+
+
+def written(rows, format_, new):
+    file = io.BytesIO()
+    writer_of(rows, format_)(file, new)
+    return file.getvalue()
+
+
+@given(ROWS, st.sampled_from(["\n", "\r\n"]), st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL]))
+def test_csv_comes_back_field_by_field_with_the_new_ones(rows, end, quoting):
+    source = io.StringIO(newline="")
+    csv.writer(source, lineterminator=end, quoting=quoting).writerows([("id", "text"), *rows])
+    read = read_rows(source.getvalue().encode(), Format.CSV, "in.csv")
+    assert needed_of(read, {"text"})["text"].to_pylist() == [text for _, text in rows]
+
+    out = written(read, Format.CSV, pa.table({"new": [text for _, text in rows]})).decode()
+
+    assert list(csv.reader(io.StringIO(out, newline=""), strict=True)) == [
+        ["id", "text", "new"],
+        *([*row, row[1]] for row in rows),
+    ]
+    # Without what was added, it is the source.
+    first = f"id,text{end}" if quoting == csv.QUOTE_MINIMAL else f'"id","text"{end}'
+    assert out.startswith(first.removesuffix(end) + f",new{end}")
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | TEXTS
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+OBJECTS = st.lists(
+    st.dictionaries(TEXTS.filter(lambda name: name != "new"), VALUES, max_size=4),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(OBJECTS, st.booleans(), st.sampled_from(["\n", "\r\n", " \n"]))
+def test_jsonl_comes_back_object_by_object_with_the_new_fields(objects, ascii_only, end):
+    lines = [json.dumps(one, ensure_ascii=ascii_only) for one in objects]
+    read = read_rows(end.join(lines).encode(), Format.JSONL, "in.jsonl")
+    new = [json.dumps(one, ensure_ascii=False) + "\u2028\x85" for one in objects]
+
+    out = written(read, Format.JSONL, pa.table({"new": new})).decode()
+
+    back = [line for line in out.split("\n") if line.strip()]
+    assert [json.loads(line) for line in back] == [
+        {**one, "new": text} for one, text in zip(objects, new, strict=True)
+    ]
+    assert all(line.startswith(before[:-1]) for line, before in zip(back, lines, strict=True))
+
+
+def test_nothing_and_an_empty_text_are_two_things_in_csv():
+    file = io.BytesIO()
+    table = pa.table(
+        {
+            "a": [None, "", "x"],
+            "b": [True, False, None],
+            "c": [1.5e-06, 2.0, None],
+            "d": [{"k": [1]}, None, {"k": []}],
+            "e": pa.array([0, 1, None], pa.timestamp("us")),
+        }
+    )
+    write_table(file, table, Format.CSV)
+
+    assert file.getvalue().decode().split("\r\n") == [
+        "a,b,c,d,e",
+        ',true,1.5e-06,"{""k"":[1]}",1970-01-01T00:00:00',
+        '"",false,2.0,,1970-01-01T00:00:00.000001',
+        'x,,,"{""k"":[]}",',
+        "",
+    ]
+
+
+def test_a_file_without_rows_stays_one():
+    new = pa.table({"new": pa.array([], pa.string())})
+    assert written(read_rows(b"id,text\n", Format.CSV, "a"), Format.CSV, new) == b"id,text,new\n"
+    empty = read_rows(b"", Format.JSONL, "a")
+    assert needed_of(empty, {"text"}).column_names == ["text"]
+    assert written(empty, Format.JSONL, new) == b""
+
+
+def test_the_ending_says_the_format():
+    names = ["a.csv", "a.CSV", "a.jsonl", "a.ndjson", "a.parquet", "a.b.pq"]
+    found = [format_of(name, "--to") for name in names]
+    assert found == ["csv", "csv", "jsonl", "jsonl", "parquet", "parquet"]
+    with pytest.raises(ParameterError, match="Say it by --to"):
+        format_of("-", "--to")
