@@ -194,7 +194,8 @@ class Checkpoint:
 
     def forget_cancel(self) -> None:
         """Begin anew: a call asks for rows."""
-        self._storage.remove(self._cancel_path)
+        if self.is_cancelled():
+            self._storage.remove(self._cancel_path)
 
     @property
     def _cancel_path(self) -> Path:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -101,9 +101,6 @@ _MANY_LIVE = 5
 _LOOKS = 10.0
 #: Files of a shard that the provider may lose before a person has to look.
 _LOST_FILES = 3
-#: Results are read by one thread at a time: more would be no faster, as Python runs one of them,
-#: and each holds the answers of a whole shard.
-_one_at_a_time = threading.Lock()
 #: Delays between searches for a batch whose create got no answer, in seconds; the last repeats.
 _SEARCH_DELAYS = (0.0, 15.0, 30.0)
 #: Failed tries after which a service that never answered at all is taken for the wrong address.
@@ -198,7 +195,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Around:
-    """What a step must know of the queue of its shard."""
+    """What a step must know beside its shard: of its queue, and who reads results."""
 
     #: The shard has more tokens than the queue takes at all, and is to be cut anew.
     is_too_large: bool
@@ -212,6 +209,8 @@ class _Around:
     ours: frozenset[tuple[Path, int]]
     #: What others have in it.
     ledger: Ledger
+    #: Reads results, those of one shard at a time.
+    reader: Executor
 
 
 @dataclass(slots=True)
@@ -369,8 +368,11 @@ class Engine:
     def _control(self) -> None:
         with self._changed:
             pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="batchframe")
+            # Results are read by one thread: more would be no faster, as Python runs one of them,
+            # and each would keep the memory of a whole shard.
+            reader = ThreadPoolExecutor(1, thread_name_prefix="batchframe-reader")
             try:
-                self._decide(pool)
+                self._decide(pool, reader)
             except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait
                 for job in self._jobs.values():
                     job.error = job.error or error
@@ -378,8 +380,9 @@ class Engine:
                 self._thread = None
                 self._changed.notify_all()
                 pool.shutdown(wait=False)
+                reader.shutdown(wait=False)
 
-    def _decide(self, pool: ThreadPoolExecutor) -> None:
+    def _decide(self, pool: ThreadPoolExecutor, reader: Executor) -> None:
         while jobs := [job for job in self._jobs.values() if job.busy or not job.is_settled]:
             now = self.clock.monotonic()
             for group in _in_turn(_startable(jobs, now, self._queues), jobs):
@@ -387,7 +390,7 @@ class Engine:
                     break
                 if isinstance(group[0].state, Uploaded) and not self._may_create(group[0], now):
                     continue
-                pool.submit(self._step, group)
+                pool.submit(self._step, group, reader)
                 self._n_steps += 1
                 for job in group:
                     job.busy = True
@@ -411,13 +414,13 @@ class Engine:
         del creates[:-MAX_CREATES_PER_HOUR]  # no hour has more
         return True
 
-    def _step(self, jobs: list[Job]) -> None:
+    def _step(self, jobs: list[Job], reader: Executor) -> None:
         """Take the next step of a job, or have several live ones looked at together."""
         with self._changed:
             before = [job.state for job in jobs]
             # A control thread that failed leaves steps behind that are not to be taken any more.
             submissions = [job.submission if job.error is None else None for job in jobs]
-            around = self._around(jobs[0])
+            around = self._around(jobs[0], reader)
         watched = [(job, how) for job, how in zip(jobs, submissions, strict=True) if how]
         if len(watched) > 1:
             outcomes = _glance(watched, self.clock)
@@ -429,7 +432,7 @@ class Engine:
                 self._end_step(job, state, how, outcomes.get(id(job), _AT_ONCE))
             self._changed.notify_all()
 
-    def _around(self, job: Job) -> _Around:
+    def _around(self, job: Job, reader: Executor) -> _Around:
         queue, load = self._queues.get(job.load.queue, Queue()), job.load
         # Only who goes into the queue, or was turned away from it, asks for the others.
         others = [
@@ -445,6 +448,7 @@ class Engine:
             room=None if room is None else room - sum(other.load.n_tokens for other in others),
             ours=frozenset((other.checkpoint.path, other.number) for other in (job, *others)),
             ledger=self._ledger(job.checkpoint.path.parent),
+            reader=reader,
         )
 
     def _ledger(self, root: Path) -> Ledger:
@@ -525,8 +529,8 @@ def default_engine() -> Engine:
 
 def _begin_anew() -> None:
     # The threads of the parent's engine do not exist in a forked child, and locks may be held.
-    global _default, _one_at_a_time
-    _default, _one_at_a_time = Engine(), threading.Lock()
+    global _default  # noqa: PLW0603 - one for the process
+    _default = Engine()
 
 
 if hasattr(os, "register_at_fork"):
@@ -644,7 +648,7 @@ def _perform(job: Job, submission: Submission, around: _Around, clock: Clock) ->
                 if around.fits or not is_too_small or _n_requests(job) > 1:
                     cut_anew = is_too_small and not around.fits
                     return _turned_away(job, submission, batch, cut_anew=cut_anew)
-            return _collect(job, submission, batch, clock)
+            return _collect(job, submission, batch, around.reader, clock)
         case Nothing():
             return _AT_ONCE
 
@@ -883,7 +887,9 @@ def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> _Nex
     return poll_delay(age, submission.poll_interval), ""
 
 
-def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -> _Next:
+def _collect(
+    job: Job, submission: Submission, batch: BatchSeen, reader: Executor, clock: Clock
+) -> _Next:
     checkpoint, provider = job.checkpoint, submission.provider
     files: dict[DownloadKind, str | None] = {
         "output": batch.output_file_id,
@@ -898,12 +904,16 @@ def _collect(job: Job, submission: Submission, batch: BatchSeen, clock: Clock) -
             except AccountMismatchError:
                 _check_gone(job, submission, batch, file_id, clock)
     at = batch.created_at or clock.now()
-    with _one_at_a_time:
+
+    def read() -> ResultsCommitted:
         table, committed = _read_downloads(
             checkpoint, job.number, batch, digests, at, submission.prices
         )
         checkpoint.store_results(job.number, table, committed)
-    job.usage = _guessed_and_used(checkpoint, job.number, table)
+        job.usage = _guessed_and_used(checkpoint, job.number, table)
+        return committed
+
+    committed = reader.submit(read).result()
     if batch.usage is not None and batch.usage != committed.usage:
         _log.warning(
             "shard %s: the rows of %s add up to %s, the batch says %s",

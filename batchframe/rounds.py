@@ -190,7 +190,6 @@ def rounds_of_rows(
         check_bounded(rows, keys, spec, limit, prices=submission.prices, now=engine.clock.now())
         _check_sizes(rows.ids, keys, max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
-    checkpoint.forget_cancel()
     return Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine)
 
 
@@ -244,7 +243,6 @@ def run_windows(
         if line_bytes_at_most(rows, spec) > submission.limits.max_bytes:
             _check_sizes(rows.ids, row_keys(rows, spec), submission.limits.max_bytes)
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    checkpoint.forget_cancel()
     rounds = Rounds(windows, None, checkpoint, submission, options, engine)
     rounds.work()
     return rounds.keys_of_windows
@@ -384,6 +382,8 @@ class Rounds:
         started = self.engine.clock.monotonic()
         if self.windows is None:
             self._take_up_all()
+        else:
+            self.checkpoint.forget_cancel()
         for rows in self.windows() if self.windows is not None else ():
             self.rows = rows
             self.own_keys = None

@@ -143,8 +143,8 @@ MUTATIONS = (
     Mutation(
         "a shard with unwanted rows is dropped",
         "rounds.py",
-        "        self.checkpoint.drop(number)",
-        "        return number >= 0",
+        "            return True\n        self.checkpoint.drop(number, is_unwanted=True)",
+        "            return True\n        return number >= 0",
         "engine/test_engine.py",
         "never_sent",
     ),

@@ -27,9 +27,10 @@ def test_its_python_runs_as_written(tmp_path, monkeypatch, capsys):
             billed.append(server.billed().requests)
         names["test_colours"](tmp_path / "their-test")
 
-    # Two rows; two that have a prompt; two with a schema; one new row; two with a limit of tokens;
+    # Two rows; two that have a prompt; two with a schema; one new row; two in a checkpoint of their
+    # own, and none when that is opened; two with a limit of tokens;
     # then a message in a list.
-    assert billed == [2, 4, 6, 7, 9, 9, 9, 10]
+    assert billed == [2, 4, 6, 7, 9, 11, 11, 11, 12]
     out, french = names["out"], names["french"]
     assert list(out["id"]) == ["a", "b", "c"]
     assert list(out["completion"]) == [f"echo: {prompt}" for prompt in out["prompt"]]
@@ -66,7 +67,7 @@ def test_its_links_lead_somewhere():
 
 
 def test_it_is_short_and_names_the_distribution():
-    assert len(README.splitlines()) < 240
+    assert len(README.splitlines()) < 260
     assert "pip install batchframe" not in README
     assert "`openai-batchframe`" in README
 

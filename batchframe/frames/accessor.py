@@ -74,6 +74,8 @@ R = TypeVar("R")
 #: A call of each function, as its messages show one.
 _EXAMPLES = {
     "complete": '"prompt", "id", model="gpt-4o-mini"',
+    "submit": '"prompt", "id", model="gpt-4o-mini"',
+    "acomplete": '"prompt", "id", model="gpt-4o-mini"',
     "embed": '"text", "id", model="text-embedding-3-small"',
     "moderate": '"text", "id"',
     "attach": '"runs/a", "prompt", "id"',
@@ -108,17 +110,6 @@ def _check_fit(
             f"This call does not fit {name}(): {misfit}. Nothing was sent. "
             f"Call {calls}: all else goes by keyword."
         )
-
-
-def _bound(
-    function: Callable[..., Any], args: tuple[Any, ...], keywords: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The arguments of a call of a function, by name, with its defaults."""
-    signature = inspect.signature(function)
-    _check_fit(signature, function.__name__, args, keywords)
-    bound = signature.bind(*args, **keywords)
-    bound.apply_defaults()
-    return bound.arguments
 
 
 def _misfit(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -278,11 +269,7 @@ def submit(frame: "pd.DataFrame | pl.DataFrame", /, *args: Any, **keywords: Any)
         >>> list(out["completion"])
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
-    from batchframe.frames.runs import begun
-
-    given = _bound(complete, (frame, *args), keywords)
-    call, settings = _asked_by(given, _keywords(complete))
-    return begun(frame, call, given["id_col"], settings)
+    return _submitted("submit", frame, args, keywords)
 
 
 def checkpoint_of(prompt_col: str | None, id_col: str | None, keywords: Mapping[str, Any]) -> Path:
@@ -327,7 +314,9 @@ async def acomplete(frame: FrameT, /, *args: Any, **keywords: Any) -> FrameT:
         >>> list(out["completion"])
         ['echo: 2 + 2?']
     """
-    submitting = asyncio.ensure_future(asyncio.to_thread(submit, frame, *args, **keywords))
+    submitting = asyncio.ensure_future(
+        asyncio.to_thread(_submitted, "acomplete", frame, args, keywords)
+    )
     try:
         run = await asyncio.shield(submitting)
     except asyncio.CancelledError:
@@ -339,6 +328,19 @@ async def acomplete(frame: FrameT, /, *args: Any, **keywords: Any) -> FrameT:
         await asyncio.to_thread(run.detach)
         raise
     return cast("FrameT", await asyncio.to_thread(run.result))
+
+
+def _submitted(name: str, frame: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> "Run":
+    """The handle of a call of `complete` that goes by another name."""
+    from batchframe.frames.runs import begun
+
+    signature = inspect.signature(complete)
+    _check_fit(signature, name, (frame, *args), keywords)
+    bound = signature.bind(frame, *args, **keywords)
+    bound.apply_defaults()
+    given = bound.arguments
+    call, settings = _asked_by(given, Keywords(name, _keywords(complete).names))
+    return begun(frame, call, given["id_col"], settings)
 
 
 def _detach(submitting: "asyncio.Future[Run]") -> None:

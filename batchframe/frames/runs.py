@@ -397,7 +397,7 @@ def begun(frame: Any, call: Call, id_col: "Hashable | None", settings: Settings)
     rows, finish = asked(frame, call, id_col, settings, is_kept=True)
     spec, submission, path, options = how(settings, call.spec)
     rounds = rounds_of_rows(rows, spec, submission, path, options=replace(options, progress=False))
-    run = Run(path, settings, rounds=rounds, finish=finish)
+    run = Run(rounds.checkpoint.path, settings, rounds=rounds, finish=finish)
     try:
         run._watch(rounds.submitted, None)  # noqa: SLF001 - of this module
     except BaseException as error:

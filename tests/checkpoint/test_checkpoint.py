@@ -391,7 +391,7 @@ def test_the_history_is_what_was_committed_with_its_times(open_checkpoint, path)
     for event in UPLOADED:
         checkpoint.commit(1, event)
         clock.advance(60)
-    checkpoint.drop(0)
+    checkpoint.drop(0, is_unwanted=True)
 
     for there in (checkpoint, Checkpoint.read(path, Storage(), clock)):
         minutes = [round((at.timestamp() - 1_790_000_000) / 60) for at, _, _ in there.history()]

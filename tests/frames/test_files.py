@@ -108,7 +108,8 @@ def test_rows_that_fail_for_a_while_are_tried_again_in_every_window(convert, sou
 
     with LocalServer(answer, stage_seconds=0) as server:
         out = convert(source(numbered(0, 20)), client=server.client())
-        assert server.calls()["batches.create"] == 4 + 4
+        # Those of several windows may go together, as soon as nothing else waits.
+        assert 4 < server.calls()["batches.create"] <= 4 + 4
     assert out["completion"].to_list() == [f"row {n}" for n in range(20)]
     assert sum(tries.values()) == 24
 

@@ -247,7 +247,7 @@ class Played:
         self.shards.append((rows, "waiting"))
 
     def drop(self, number):
-        self.checkpoint.drop(number)
+        self.checkpoint.drop(number, is_unwanted=True)
         self.shards[number] = ([], "dropped")
 
     def send(self, number):
