@@ -622,15 +622,15 @@ class Rounds:
         if self.checkpoint.is_cancelled():
             self._cancel()
         self._look()
-        is_left = self.left.is_set()
         for job in [job for job in self.jobs if isinstance(job.state, Dropped)]:
             self.jobs.remove(job)
             self._lose(job.number)
         is_waiting = self._held or any(isinstance(job.state, Planned) for job in self.jobs)
-        if self._again and (is_left or not is_waiting):
+        if self._again and (self.left.is_set() or not is_waiting):
             # Also where another process is to send it: so that it counts on from this round.
             self._send_again()
-        if is_left and (self._held or not all(job.is_settled for job in self.jobs)):
+        # Asked after all that it holds back: what is left then is left to another process.
+        if self.left.is_set() and (self._held or not all(job.is_settled for job in self.jobs)):
             raise Left
         if not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
             self.submitted.set()

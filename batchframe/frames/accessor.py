@@ -281,7 +281,7 @@ def checkpoint_of(prompt_col: str | None, id_col: str | None, keywords: Mapping[
     """
     from batchframe.frames.calls import how
 
-    given = _bound(complete, (None, prompt_col, id_col), keywords)
+    given = _bound("complete", (None, prompt_col, id_col), keywords)
     call, settings = _asked_by(given, _keywords(complete))
     return how(settings, call.spec)[2]
 
@@ -334,13 +334,18 @@ def _submitted(name: str, frame: Any, args: tuple[Any, ...], keywords: Mapping[s
     """The handle of a call of `complete` that goes by another name."""
     from batchframe.frames.runs import begun
 
-    signature = inspect.signature(complete)
-    _check_fit(signature, name, (frame, *args), keywords)
-    bound = signature.bind(frame, *args, **keywords)
-    bound.apply_defaults()
-    given = bound.arguments
+    given = _bound(name, (frame, *args), keywords)
     call, settings = _asked_by(given, Keywords(name, _keywords(complete).names))
     return begun(frame, call, given["id_col"], settings)
+
+
+def _bound(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `complete` by their names, with its defaults; `name` is what was called."""
+    signature = inspect.signature(complete)
+    _check_fit(signature, name, args, keywords)
+    bound = signature.bind(*args, **keywords)
+    bound.apply_defaults()
+    return bound.arguments
 
 
 def _detach(submitting: "asyncio.Future[Run]") -> None:
