@@ -32,7 +32,7 @@ from batchframe.frames.calls import (
     read_checkpoint,
 )
 from batchframe.frames.usage import Usage
-from batchframe.overview import RunStatus, Sums, overview_of, status_of
+from batchframe.overview import RunStatus, Sums, batches_of, overview_of, status_of
 from batchframe.pages import card
 from batchframe.pages import report as report_page
 from batchframe.parameters import HOME, check_values
@@ -140,6 +140,21 @@ class Run:
         """
         table, differences = usage_in(read_checkpoint(self._path), self._settings.prices)
         return Usage(table=table, differences=differences, digits=6)
+
+    def batches(self) -> "pa.Table":
+        """The batches so far and their times, in the order in which they were made.
+
+        Returns:
+            A pyarrow Table with one row for each batch that was prepared: number, round (0 for the
+            first try of its rows), batch_id, model, n_requests, state (as in
+            `RunStatus.batches`), ended_as; frozen_at (prepared), uploaded_at, created_at,
+            started_at, ended_at (when we saw that it had ended), collected_at; input_tokens,
+            output_tokens and cost_usd. Times are UTC, and null where they have not come yet.
+
+        Raises:
+            CheckpointError: the checkpoint is broken.
+        """
+        return batches_of(self._look(), prices=self._settings.prices, sums=self._sums)
 
     def partial(self) -> Any:
         """What is there now: what `result` gives, with rows that have no status yet; nothing waits.
