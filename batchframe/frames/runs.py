@@ -37,7 +37,7 @@ from batchframe.pages import card
 from batchframe.pages import report as report_page
 from batchframe.parameters import HOME, check_values
 from batchframe.plans import usage_in
-from batchframe.progress import Silence, progress_for
+from batchframe.progress import Progress, Silence, progress_for
 from batchframe.rounds import (
     Left,
     Rounds,
@@ -208,7 +208,8 @@ class Run:
         """
         check_values(timeout=timeout)
         self._start()
-        self._watch(self._ended, timeout)
+        if not self._ended.is_set():
+            self._watch(self._ended, timeout)
         return self._outcome()
 
     async def wait_async(self) -> Self:
@@ -217,9 +218,12 @@ class Run:
         When the task is cancelled, as by `asyncio.timeout`, the run goes on nevertheless.
         """
         await asyncio.to_thread(self._start)
-        # A thread that waited for the event would outlive a task that is cancelled.
-        while not self._ended.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_SECONDS)
+        if not self._ended.is_set():
+            with self._progress() as progress:
+                # A thread that waited for the event would outlive a task that is cancelled.
+                while not self._ended.is_set():
+                    await asyncio.sleep(_LOOK_SECONDS)
+                    self._show(progress)
         return self._outcome()
 
     def result(self, timeout: float | None = None) -> Any:
@@ -321,16 +325,22 @@ class Run:
         """Wait for an event of the work, and show how it stands."""
         clock = SystemClock()
         deadline = None if timeout is None else clock.monotonic() + timeout
-        with progress_for(clock) if self._settings.progress else Silence() as progress:
+        with self._progress() as progress:
             while True:
                 has_come = event.wait(_LOOK_SECONDS)
-                rounds = self._rounds
-                if rounds is not None:
-                    progress.show(rounds.tally())
+                self._show(progress)
                 if has_come:
                     return
                 if deadline is not None and clock.monotonic() >= deadline:
                     raise self._timed_out(timeout)
+
+    def _progress(self) -> Progress:
+        return progress_for(SystemClock()) if self._settings.progress else Silence()
+
+    def _show(self, progress: Progress) -> None:
+        rounds = self._rounds
+        if rounds is not None:
+            progress.show(rounds.tally())
 
     def _timed_out(self, timeout: float | None) -> RunTimeoutError:
         return RunTimeoutError(
