@@ -248,7 +248,7 @@ class Bars:
     ) -> None:
         for bar in self._bars.values():
             bar.close()
-            if kind is None and bar.n < bar.total and hasattr(bar, "container"):
+            if kind is None and bar.n != bar.total and hasattr(bar, "container"):
                 _, gauge, _ = bar.container.children
                 gauge.bar_style = ""  # tqdm makes it red, but the work goes on by itself
 
