@@ -32,12 +32,12 @@ from batchframe.frames.calls import (
     unanswered,
 )
 from batchframe.frames.usage import Usage
-from batchframe.overview import RunStatus, Sums, overview_of, status_of
+from batchframe.overview import RunStatus, Sums, batches_of, overview_of, status_of
 from batchframe.pages import card
 from batchframe.pages import report as report_page
 from batchframe.parameters import HOME, check_values
 from batchframe.plans import usage_in
-from batchframe.progress import Silence, progress_for
+from batchframe.progress import Progress, Silence, progress_for
 from batchframe.rounds import (
     Left,
     Rounds,
@@ -143,6 +143,21 @@ class Run:
         table, differences = usage_in(read_checkpoint(self._path), self._settings.prices)
         return Usage(table=table, differences=differences, digits=6)
 
+    def batches(self) -> "pa.Table":
+        """The batches so far and their times, in the order in which they were made.
+
+        Returns:
+            A pyarrow Table with one row for each batch that was prepared: number, round (0 for the
+            first try of its rows), batch_id, model, n_requests, state (as in
+            `RunStatus.batches`), ended_as; frozen_at (prepared), uploaded_at, created_at,
+            started_at, ended_at (when we saw that it had ended), collected_at; input_tokens,
+            output_tokens and cost_usd. Times are UTC, and null where they have not come yet.
+
+        Raises:
+            CheckpointError: the checkpoint is broken.
+        """
+        return batches_of(self._look(), prices=self._settings.prices, sums=self._sums)
+
     def partial(self) -> Any:
         """What is there now: what `result` gives, with rows that have no status yet; nothing waits.
 
@@ -195,7 +210,8 @@ class Run:
         """
         check_values(timeout=timeout)
         self._start()
-        self._watch(self._ended, timeout)
+        if not self._ended.is_set():
+            self._watch(self._ended, timeout)
         return self._outcome()
 
     async def wait_async(self) -> Self:
@@ -204,9 +220,12 @@ class Run:
         When the task is cancelled, as by `asyncio.timeout`, the run goes on nevertheless.
         """
         await asyncio.to_thread(self._start)
-        # A thread that waited for the event would outlive a task that is cancelled.
-        while not self._ended.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_SECONDS)
+        if not self._ended.is_set():
+            with self._progress() as progress:
+                # A thread that waited for the event would outlive a task that is cancelled.
+                while not self._ended.is_set():
+                    await asyncio.sleep(_LOOK_SECONDS)
+                    self._show(progress)
         return self._outcome()
 
     def result(self, timeout: float | None = None) -> Any:
@@ -307,16 +326,22 @@ class Run:
         """Wait for an event of the work, and show how it stands."""
         clock = SystemClock()
         deadline = None if timeout is None else clock.monotonic() + timeout
-        with progress_for(clock) if self._settings.progress else Silence() as progress:
+        with self._progress() as progress:
             while True:
                 has_come = event.wait(_LOOK_SECONDS)
-                rounds = self._rounds
-                if rounds is not None:
-                    progress.show(rounds.tally())
+                self._show(progress)
                 if has_come:
                     return
                 if deadline is not None and clock.monotonic() >= deadline:
                     raise self._timed_out(timeout)
+
+    def _progress(self) -> Progress:
+        return progress_for(SystemClock()) if self._settings.progress else Silence()
+
+    def _show(self, progress: Progress) -> None:
+        rounds = self._rounds
+        if rounds is not None:
+            progress.show(rounds.tally())
 
     def _timed_out(self, timeout: float | None) -> RunTimeoutError:
         return RunTimeoutError(
