@@ -96,6 +96,12 @@ class Budget:
                 "or send fewer rows."
             )
 
+    def resume(self) -> None:
+        """Take up what was spent on all rows of the checkpoint."""
+        if self.limit is not None:
+            spent = self.checkpoint.results(("cost_usd",), prices=self.prices)
+            self._before = pc.sum(spent["cost_usd"]).as_py() or 0.0
+
     def has_room(self, number: int, jobs: Iterable[Job]) -> bool:
         """True if the shard can be sent beside the jobs that were not taken note of yet."""
         if self.limit is None:

@@ -8,6 +8,7 @@ raw/           00000-output.jsonl.zst, 00000-error.jsonl.zst: the downloads, ver
 results/       00000.parquet: one result per request of the shard
 lock           names the process at work, for a friendly message
 cancelled      is there while nothing more is to be sent
+max_cost_usd   the limit of cost of the last call that asked for rows, if it had one
 
 The log is the truth: a shard's state is its events, folded. A commit that finds its number taken
 belongs to a process that another one has overtaken, and stops there, before it can spend money.
@@ -17,6 +18,7 @@ All names are made of numbers and hashes; nothing else that is read becomes a pa
 
 import contextlib
 import errno
+import io
 import itertools
 import json
 import os
@@ -24,6 +26,7 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -84,6 +87,8 @@ _SHARD_SCHEMA = pa.schema(
 _UNIQUE = frozenset({"row_key", "id", "body_digest", "request_id"})
 #: The directories of a checkpoint.
 _PARTS = ("shards", "log", "raw", "results")
+#: How often the lock is tried, and the seconds in between.
+_LOCK_TRIES, _LOCK_SECONDS = 5, 0.01
 #: Size of the pieces in which downloads are read back, in bytes.
 _READ_BYTES = 1 << 20
 
@@ -123,7 +128,7 @@ class Checkpoint:
         self.spec = spec
         self.shards: dict[int, Shard] = {}
         #: Held while a run plans: two threads with the same rows must not both plan them.
-        self.planning = threading.Lock()
+        self.planning = threading.RLock()
         self._storage = storage
         self._clock = clock
         self._commits = threading.Lock()
@@ -132,6 +137,8 @@ class Checkpoint:
         self._failure: OSError | None = None
         self._users = 0
         self._lock_file: BinaryIO | None = None
+        #: What `is_cancelled` said last: nothing unsent is sent then.
+        self.was_cancelled = False
 
     @classmethod
     def open(cls, path: Path, spec: Spec, storage: Storage, clock: Clock) -> Self:
@@ -190,33 +197,56 @@ class Checkpoint:
 
     def is_cancelled(self) -> bool:
         """True if somebody asked for that, and no call has asked for its rows since."""
-        return self._cancel_path.exists()
+        self.was_cancelled = self._cancel_path.exists()
+        return self.was_cancelled
 
     def forget_cancel(self) -> None:
         """Begin anew: a call asks for rows."""
         if self.is_cancelled():
             self._storage.remove(self._cancel_path)
+            self.was_cancelled = False
+
+    def set_max_cost_usd(self, limit: float | None) -> None:
+        """Note the limit of cost of the last call that asked for rows; None for no limit."""
+        path = self.path / "max_cost_usd"
+        if limit is not None:
+            with self._storage.replace(path) as file:
+                file.write(repr(limit).encode())
+        elif path.exists():
+            self._storage.remove(path)
+
+    def max_cost_usd(self) -> float | None:
+        """That limit, in US dollars; it holds also for who works on the checkpoint without rows."""
+        path = self.path / "max_cost_usd"
+        if not path.exists():
+            return None
+        try:
+            return float(self._storage.read(path))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
 
     @property
     def _cancel_path(self) -> Path:
         return self.path / "cancelled"
 
     def is_at_work(self) -> bool:
-        """False if no process has the directory open, as far as that can be told from here."""
+        """True while a process has the directory open, this one included."""
+        if fcntl is None:
+            return False
         try:
-            holder = self._storage.read(self.path / "lock").decode(errors="replace")
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
         except OSError:
             return False
-        process, _, host = holder.removeprefix("process ").partition(" on ")
-        if not process.isdecimal() or host.strip() != socket.gethostname():
-            return bool(holder)  # on another machine, of which nothing is known
         try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            return False
-        except OSError:  # another user's
+            # Given free at once, by closing.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
-        return True
+        except OSError:  # a file system without locks
+            return False
+        finally:
+            os.close(descriptor)
+        return False
 
     def check_spec(self, spec: Spec) -> None:
         """Raise CheckpointMismatchError if it belongs to another spec."""
@@ -298,7 +328,13 @@ class Checkpoint:
         known = self.requests(number)
         is_asked = pc.is_in(known["row_key"], value_set=keys)
         with self.input_file(number) as file:
-            lines = list(itertools.compress(file, is_asked.to_pylist()))
+            data = file.read()
+        if sha256(data).hexdigest() != self.shards[number].frozen.sha256:
+            raise CheckpointCorruptError(
+                f"{self.input_path(number)} was changed, so that its rows cannot be sent again "
+                "from it. Nothing was sent. Delete that one file and run the same call again."
+            )
+        lines = list(itertools.compress(io.BytesIO(data), is_asked.to_pylist()))
         columns = (known.filter(is_asked)[name].to_pylist() for name in _SHARD_SCHEMA.names)
         row_keys, ids, digests, n_tokens = columns
         model = self.shards[number].frozen.model
@@ -576,6 +612,9 @@ class Checkpoint:
 
     def _replay(self) -> None:
         names = self._storage.names(self.path / "log")
+        if names and names[-1] != self._commit_path(len(names) - 1).name:
+            # A listing that was made while files were added may lack one before the last.
+            names = self._storage.names(self.path / "log")
         for n, name in enumerate(names[self._n_commits :], start=self._n_commits):
             path = self._commit_path(n)
             if name != path.name:
@@ -632,16 +671,21 @@ class Checkpoint:
         self._lock_file = file
         if fcntl is None:
             return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock_file = None
-            holder = file.read(200).decode(errors="replace").strip() or "another process"
-            file.close()
-            raise CheckpointBusyError(
-                f"{self.path} is in use by {holder}. Nothing was sent. Wait for it to end, or "
-                "give this call a checkpoint= of its own."
-            ) from None
+        for tries_left in reversed(range(_LOCK_TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if tries_left:  # somebody may only be looking whether it is locked
+                    time.sleep(_LOCK_SECONDS)
+                    continue
+                self._lock_file = None
+                holder = file.read(200).decode(errors="replace").strip() or "another process"
+                file.close()
+                raise CheckpointBusyError(
+                    f"{self.path} is in use by {holder}. Nothing was sent. Wait for it to end, or "
+                    "give this call a checkpoint= of its own."
+                ) from None
         file.truncate(0)
         file.seek(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())

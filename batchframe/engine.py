@@ -55,6 +55,7 @@ from batchframe.core.batches import (
     TurnedAway,
     Upload,
     Uploaded,
+    Uploading,
     UploadStarted,
     Usage,
     next_action,
@@ -154,8 +155,10 @@ class Job:
     turned_away_alone: int = 0
     #: Uploaded files that the provider did not know afterwards.
     lost_files: int = 0
-    #: A listing does not show its batch as running: the batch itself is asked.
+    #: A listing says that its batch ended: the batch itself is asked, before that is believed.
     is_doubtful: bool = False
+    #: Its batch is too far down the listings: it is asked by itself, at its own pace.
+    is_unlisted: bool = False
     #: Tokens of its answered prompts, as they were guessed and as they were.
     usage: tuple[int, int] = (0, 0)
     #: What the next step waits for, for people; "" while all goes well.
@@ -299,6 +302,8 @@ class Engine:
     def is_waiting(self, jobs: Sequence[Job]) -> bool:
         """True when nothing can be done for these jobs until the provider, or time, moves on."""
         with self._changed:
+            if any(job.error is not None for job in jobs):
+                return False
             ours = {id(job) for job in jobs if not job.is_settled}
             unsettled = [job for job in self._jobs.values() if job.busy or not job.is_settled]
             now = self.clock.monotonic()
@@ -562,6 +567,9 @@ def _startable(
     """The jobs whose next step is due and whose queue has room; those of one step together."""
     under_way, waiting, due = [], [], []
     for job in jobs:
+        is_unsent = isinstance(job.state, Planned | Uploading | Uploaded)
+        if is_unsent and not job.busy and job.checkpoint.was_cancelled:
+            continue
         if job.busy or not isinstance(job.state, Planned):
             under_way.append(job)
         elif _is_too_large(job, queues.get(job.load.queue, Queue())):
@@ -598,7 +606,7 @@ def _waits_for_its_hour(job: Job) -> bool:
 
 
 def _is_running(job: Job) -> bool:
-    return isinstance(job.state, Live) and not job.is_doubtful
+    return isinstance(job.state, Live) and not (job.is_doubtful or job.is_unlisted)
 
 
 def _in_turn(groups: list[list[Job]], jobs: list[Job]) -> Iterator[list[Job]]:
@@ -850,7 +858,10 @@ def _glance(
 
 
 def _glanced_at(job: Job, submission: Submission, seen: BatchSeen | None, clock: Clock) -> _Next:
-    if seen is None or seen.status.is_final:
+    if seen is None:
+        job.is_unlisted = True
+        return max(0.0, job.due - clock.monotonic()), ""
+    if seen.status.is_final:
         job.is_doubtful = True
         return _AT_ONCE
     job.checkpoint.observe(job.number, seen)

@@ -17,7 +17,7 @@ from batchframe.client import Provider, Unavailable
 from batchframe.clock import Clock
 from batchframe.core.batches import BatchSeen, Creating, Live, State, Uploaded, Uploading
 from batchframe.core.queues import queue_of
-from batchframe.errors import CheckpointError, ProviderError
+from batchframe.errors import AccountMismatchError, CheckpointError, ProviderError
 from batchframe.storage import Storage
 
 try:
@@ -30,6 +30,8 @@ __all__ = ["Ledger"]
 #: Batches that the provider is asked about when the queue seems to be full, at most; and how many
 #: seconds pass until it is asked again.
 _ASKED, _ASKED_SECONDS = 10, 60.0
+#: How long a batch that was made may be unknown to the provider, in seconds.
+_VISIBLE_SECONDS = 600.0
 #: How long a create whose process died may still become a batch, in seconds: a day.
 _LANDING_SECONDS = 86_400.0
 
@@ -121,16 +123,20 @@ class Ledger:
         for batch in sorted(live, key=lambda one: one.created_at)[:_ASKED]:
             try:
                 is_over = provider.retrieve(batch.batch_id).status.is_final
-            except Unavailable:
+            except AccountMismatchError:  # deleted, or not visible yet
+                is_over = self._clock.now() - batch.created_at > _VISIBLE_SECONDS
+            except (Unavailable, ProviderError):
                 return
-            except ProviderError:  # deleted, or of another project
-                is_over = True
             if is_over:
                 self._ended.add(batch.batch_id)
 
     def _refresh(self) -> None:
         """Read what was committed since."""
-        for path in self._root.iterdir():
+        try:
+            paths = list(self._root.iterdir())
+        except OSError:  # one that may be used and not listed: nobody else is seen
+            paths = []
+        for path in paths:
             try:
                 if path in self._known:
                     self._known[path].catch_up()
@@ -145,11 +151,10 @@ class Ledger:
         if fcntl is None:
             yield
             return
-        # The directory itself, so that nothing is left in it; closing gives it free.
-        descriptor = os.open(self._root, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # a file system without locks
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a file system without locks, or of another's
+                # The directory itself, so that nothing is left in it; closing gives it free.
+                descriptor = os.open(self._root, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
-        finally:
-            os.close(descriptor)

@@ -63,6 +63,7 @@ __all__ = [
     "RunStatus",
     "ShardHistory",
     "Sums",
+    "batches_of",
     "overview_of",
     "status_of",
     "time_left",
@@ -84,6 +85,28 @@ BATCH_WORDS = (
 _SETTLED = pa.array([Status.OK, Status.TRUNCATED], pa.string())
 #: Row keys with the status of their result.
 _OPEN = pa.schema([("row_key", pa.binary(16)), ("status", pa.string())])
+_TIME = pa.timestamp("us", "UTC")
+#: What a table of batches says of each, in the words of `ShardHistory`.
+_BATCHES = pa.schema(
+    [
+        ("number", pa.int64()),
+        ("round", pa.int64()),
+        ("batch_id", pa.string()),
+        ("model", pa.string()),
+        ("n_requests", pa.int64()),
+        ("state", pa.string()),
+        ("ended_as", pa.string()),
+        ("frozen_at", _TIME),
+        ("uploaded_at", _TIME),
+        ("created_at", _TIME),
+        ("started_at", _TIME),
+        ("ended_at", _TIME),
+        ("collected_at", _TIME),
+        ("input_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+        ("cost_usd", pa.float64()),
+    ]
+)
 #: Reasons that a report shows, and ids of each.
 _SHOWN_REASONS, _SHOWN_IDS = 20, 3
 #: Characters of a message, of an id, and of a setting that a report shows.
@@ -523,6 +546,24 @@ def overview_of(
         differences=differences,
         settings=_settings(checkpoint.spec),
     )
+
+
+def batches_of(
+    checkpoint: Checkpoint, *, prices: Prices | None = None, sums: Sums | None = None
+) -> pa.Table:
+    """The batches of a run and their times: one row for each shard, in the order they were made.
+
+    Args:
+        checkpoint: As for `status_of`.
+        prices: As for `status_of`.
+        sums: As for `status_of`.
+
+    Raises:
+        CheckpointCorruptError: the log or a shard's parquet is damaged.
+    """
+    histories = _histories(checkpoint, _look(checkpoint, prices, sums or Sums()))
+    rows = [{name: getattr(one, name) for name in _BATCHES.names} for one in histories]
+    return pa.Table.from_pylist(rows, _BATCHES)
 
 
 class _Times(msgspec.Struct, frozen=True, kw_only=True):

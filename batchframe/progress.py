@@ -248,6 +248,9 @@ class Bars:
     ) -> None:
         for bar in self._bars.values():
             bar.close()
+            if kind is None and bar.n != bar.total and hasattr(bar, "container"):
+                _, gauge, _ = bar.container.children
+                gauge.bar_style = ""  # tqdm makes it red, but the work goes on by itself
 
     def show(self, tally: Tally) -> None:
         """Move the bars to where the run stands."""

@@ -15,8 +15,9 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -207,6 +208,8 @@ def rounds_of_checkpoint(
     """
     engine = engine or default_engine()
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
+    if options.max_cost_usd is None:
+        options = replace(options, max_cost_usd=checkpoint.max_cost_usd())
     return Rounds(None, None, checkpoint, submission, options, engine)
 
 
@@ -318,7 +321,7 @@ class Rounds:
     #: What the rows have cost, and may cost.
     budget: Budget = field(init=False)
     jobs: list[Job] = field(default_factory=list)
-    #: Set when all that fits the limits is at the provider, or when the work has ended.
+    #: Set when all that fits the limits is at the provider.
     submitted: threading.Event = field(default_factory=threading.Event)
     #: Set by whoever wants the work to stop here, and the batches to go on.
     left: threading.Event = field(default_factory=threading.Event)
@@ -347,6 +350,8 @@ class Rounds:
     _settled: pa.FixedSizeBinaryArray | None = None
     #: The live batches that were asked to be cancelled; and when to ask again, where that failed.
     _cancelled: set[str] = field(default_factory=set)
+    #: Unsent shards of a cancelled run, which are dropped when no other run watches them.
+    _withdrawn: set[int] = field(default_factory=set)
     _next_cancel: float = 0.0
 
     def __post_init__(self) -> None:
@@ -374,7 +379,6 @@ class Rounds:
             raise
         finally:
             self.checkpoint.close()
-            self.submitted.set()
 
     def _drive(self) -> None:
         """Plan, and wait until nothing is left to send."""
@@ -384,6 +388,7 @@ class Rounds:
             self._take_up_all()
         else:
             self.checkpoint.forget_cancel()
+            self.checkpoint.set_max_cost_usd(self.options.max_cost_usd)
         for rows in self.windows() if self.windows is not None else ():
             self.rows = rows
             self.own_keys = None
@@ -406,8 +411,12 @@ class Rounds:
         checkpoint = self.checkpoint
         with checkpoint.planning:
             self._made.update(checkpoint.shards)
+            self.budget.resume()
             inputs = set(checkpoint.inputs())
             for number, shard in list(checkpoint.shards.items()):
+                if isinstance(shard.state, Collected) and not self._is_proven:
+                    status = checkpoint.results_of(number, ("status",))["status"]
+                    self._is_proven = pc.any(pc.equal(status, Status.OK)).as_py() or False
                 if isinstance(shard.state, Collected | Dropped):
                     keys = checkpoint.to_send_again(number) if number in inputs else ()
                     if len(keys):
@@ -539,6 +548,9 @@ class Rounds:
         positions = _by_model(self.rows, pc.indices_nonzero(pc.is_valid(self.rows.prompts)))
         keys = self._freeze(positions)
         n = len(self.rows)
+        if len(keys) < len(positions):  # cancelled
+            self.own_keys = self.keys = row_keys(self.rows, self.checkpoint.spec).keys
+            return
         self.own_keys = pc.scatter(keys, positions.cast(pa.int64()), max_index=n - 1)
         self.keys = self.own_keys
 
@@ -547,14 +559,30 @@ class Rounds:
         self._n_unfrozen = len(positions)
         self._look()
         chunks = render_requests(self.rows, positions, self.checkpoint.spec)
-        keys = self._cut(chunks, round_=0)
+        spec = self.checkpoint.spec
+        counts = {
+            model: functools.partial(counted_ratio, rows, spec)
+            for model, rows in self._rows_by_model()
+        }
+        keys = self._cut(chunks, self._limits(counts), round_=0)
         return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
 
-    def _cut(self, chunks: Iterable[Requests], *, round_: int) -> list[pa.FixedSizeBinaryArray]:
-        """Make shards of requests, and send them. Returns the keys of each."""
+    def _cut(
+        self, chunks: Iterable[Requests], limits: Limits, *, round_: int
+    ) -> list[pa.FixedSizeBinaryArray]:
+        """Make shards of requests, and send them; fewer if the run is cancelled meanwhile.
+
+        Returns the keys of each.
+        """
         keys = []
         with self.engine.freezing():
-            for requests in cut_shards(chunks, self._limits()):
+            for requests in cut_shards(chunks, limits):
+                if self.checkpoint.is_cancelled():
+                    self._n_unfrozen = 0
+                    break
+                # A further try is written down all the same, so that the next run counts on.
+                if self.left.is_set() and round_ == 0:
+                    raise Left
                 keys.append(pa.array(requests.row_keys, pa.binary(16)))
                 self._n_unfrozen -= len(requests)
                 number = self.checkpoint.freeze(requests, round_=round_)
@@ -579,7 +607,9 @@ class Rounds:
             for round_, numbers in by_round.items():
                 lines = (checkpoint.lines(number, left[number]) for number in numbers)
                 self._n_unfrozen = sum(len(left[number]) for number in numbers)
-                self._cut(lines, round_=round_)
+                # The queues were measured when the rows were there.
+                models = dict.fromkeys(map(checkpoint.model_of, numbers), lambda: None)
+                self._cut(lines, self._limits(models), round_=round_)
 
     def _without_newer(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
         """The keys that no later shard holds; those that hold some are waited for."""
@@ -588,21 +618,23 @@ class Rounds:
                 continue
             there = pc.is_in(keys, value_set=keys_of(self.checkpoint.requests(newer)))
             if pc.any(there).as_py():
-                self._watch(newer)
+                # Whoever made it counts its rows' tries from where they stand here.
+                round_ = self._rounds.get(number, 0)
+                round_ += isinstance(self.checkpoint.shards[number].state, Collected)
+                self._rounds.setdefault(newer, round_)
+                if not _is_unsent(shard.state):
+                    self._watch(newer)
+                elif newer not in self._held:
+                    self._held.append(newer)
                 keys = keys.filter(pc.invert(there))
         return keys
 
-    def _limits(self) -> Limits:
-        """The user's limits, and what was learned of the queue."""
-        limits = self.submission.limits
+    def _limits(self, counts: Mapping[str, Callable[[], float | None]]) -> Limits:
+        """The user's limits, and what was learned of the queues; `counts` as for `Engine.room`."""
+        limits, account = self.submission.limits, self.checkpoint.spec.account
         rooms = [
-            self.engine.room(
-                self.checkpoint.spec.account,
-                model,
-                limits.max_enqueued_tokens,
-                functools.partial(counted_ratio, rows, self.checkpoint.spec),
-            )
-            for model, rows in self._rows_by_model()
+            self.engine.room(account, model, limits.max_enqueued_tokens, count)
+            for model, count in counts.items()
         ]
         return within_queue(limits, min((r for r in rooms if r is not None), default=None))
 
@@ -642,17 +674,9 @@ class Rounds:
         self._held.clear()
         for number in unsent:
             self.engine.withdraw(self, self.checkpoint, number)
-            state = self.checkpoint.shards[number].state
-            watched = self.engine.is_watched(self.checkpoint, number)
-            if _is_unsent(state) and not watched:
-                self.checkpoint.drop(number, is_unwanted=True)
-                if isinstance(state, Uploaded):
-                    delete_quietly(self.submission.provider, state.file_id)
-        withdrawn = set(unsent)
-        self.jobs[:] = [job for job in self.jobs if job.number not in withdrawn]
-        for number in unsent:  # what was sent in this moment, or is another run's
-            if not isinstance(self.checkpoint.shards[number].state, Dropped):
-                self._watch(number)
+        self._withdrawn.update(unsent)
+        self.jobs[:] = [job for job in self.jobs if job.number not in self._withdrawn]
+        self._drop_withdrawn()
         now = self.engine.clock.monotonic()
         if now < self._next_cancel:
             return
@@ -664,6 +688,20 @@ class Rounds:
                     self._next_cancel = now + _CANCEL_SECONDS
                     return
                 self._cancelled.add(job.state.batch.batch_id)
+
+    def _drop_withdrawn(self) -> None:
+        """Give up what was withdrawn and was not sent, once no other run watches it."""
+        with self.checkpoint.planning:
+            for number in sorted(self._withdrawn):
+                state = self.checkpoint.shards[number].state
+                if not _is_unsent(state):  # it was sent in this moment, or given up by another
+                    self._withdrawn.discard(number)
+                    if not isinstance(state, Dropped):
+                        self._watch(number)
+                elif not self.engine.is_watched(self.checkpoint, number):
+                    self.checkpoint.drop(number, is_unwanted=True)
+                    if isinstance(state, Uploaded):
+                        delete_quietly(self.submission.provider, state.file_id)
 
     def _lose(self, number: int) -> None:
         """Take note that a shard with rows of ours was dropped, before it was sent."""
@@ -724,14 +762,16 @@ class Rounds:
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
-        while self._held and not self.left.is_set():
-            number = self._held[0]
-            if isinstance(self.checkpoint.shards[number].state, Dropped):
-                self._lose(self._held.pop(0))  # by a run that wants only some of its rows
-            elif self.budget.has_room(number, self.jobs):
-                self._watch(self._held.pop(0))
-            else:
-                break
+        # Another run that plans may drop what nobody watches yet.
+        with self.checkpoint.planning if self._held else nullcontext():
+            while self._held and not self.left.is_set():
+                number = self._held[0]
+                if isinstance(self.checkpoint.shards[number].state, Dropped):
+                    self._lose(self._held.pop(0))  # by a run that wants only some of its rows
+                elif self.budget.has_room(number, self.jobs):
+                    self._watch(self._held.pop(0))
+                else:
+                    break
         if self.left.is_set():
             return
         if self._held and all(job.number in self._looked_at for job in self.jobs):

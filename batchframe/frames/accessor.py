@@ -9,6 +9,7 @@ import asyncio
 import functools
 import inspect
 import tempfile
+import threading
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields as fields_of
 from pathlib import Path
@@ -314,29 +315,29 @@ async def acomplete(frame: FrameT, /, *args: Any, **keywords: Any) -> FrameT:
         >>> list(out["completion"])
         ['echo: 2 + 2?']
     """
-    submitting = asyncio.ensure_future(
-        asyncio.to_thread(_submitted, "acomplete", frame, args, keywords)
-    )
+    left = threading.Event()
     try:
-        run = await asyncio.shield(submitting)
-    except asyncio.CancelledError:
-        submitting.add_done_callback(_detach)
-        raise
-    try:
+        run = await asyncio.to_thread(_submitted, "acomplete", frame, args, keywords, left)
         await run.wait_async()
     except asyncio.CancelledError:
-        await asyncio.to_thread(run.detach)
+        left.set()
         raise
     return cast("FrameT", await asyncio.to_thread(run.result))
 
 
-def _submitted(name: str, frame: Any, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> "Run":
+def _submitted(
+    name: str,
+    frame: Any,
+    args: tuple[Any, ...],
+    keywords: Mapping[str, Any],
+    left: threading.Event | None = None,
+) -> "Run":
     """The handle of a call of `complete` that goes by another name."""
     from batchframe.frames.runs import begun
 
     given = _bound(name, (frame, *args), keywords)
     call, settings = _asked_by(given, Keywords(name, _keywords(complete).names))
-    return begun(frame, call, given["id_col"], settings)
+    return begun(frame, call, given["id_col"], settings, left)
 
 
 def _bound(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -346,12 +347,6 @@ def _bound(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dic
     bound = signature.bind(*args, **keywords)
     bound.apply_defaults()
     return bound.arguments
-
-
-def _detach(submitting: "asyncio.Future[Run]") -> None:
-    """Stop a run whose caller has gone while it was being submitted."""
-    if not submitting.cancelled() and submitting.exception() is None:
-        submitting.result().detach()
 
 
 def _asked_by(given: Mapping[str, Any], keywords: Keywords) -> tuple[Call, Settings]:
@@ -665,8 +660,7 @@ def attach(
             call,
             id_col,
             Columns(output=output, details=details, nulls="skip"),
-            lambda rows: find_rows(rows, there, dedupe=dedupe, prices=prices)[:2],
-            unanswered=None,
+            lambda rows: (*find_rows(rows, there, dedupe=dedupe, prices=prices)[:2], None),
         ),
     )
 

@@ -63,6 +63,7 @@ __all__ = [
     "rows_of_table",
     "sent",
     "sent_windows",
+    "unanswered",
     "usage_in_frame",
 ]
 
@@ -359,9 +360,7 @@ def answered(
     call: Call,
     id_col: Hashable | None,
     columns: Columns,
-    answer: Callable[["Rows"], "tuple[pa.Table, pa.Int64Array]"],
-    *,
-    unanswered: str | None = "missing",
+    answer: Callable[["Rows"], "tuple[pa.Table, pa.Int64Array, str | None]"],
 ) -> Any:
     """The frame with the answers to its rows.
 
@@ -370,8 +369,8 @@ def answered(
         call: As for `asked`.
         id_col: As for `asked`.
         columns: As for `asked`.
-        answer: What rows ask -> results, and where each row has its own.
-        unanswered: The status of rows without a result.
+        answer: What rows ask -> results, where each row has its own, and the status of rows without
+            one.
     """
     import pyarrow as pa
 
@@ -379,9 +378,8 @@ def answered(
 
     rows, finish = asked(frame, call, id_col, columns)
     if rows.prompts.null_count == len(rows):
-        return finish(RESULT_SCHEMA.empty_table(), pa.nulls(len(rows), pa.int64()), unanswered)
-    results, positions = answer(rows)
-    return finish(results, positions, unanswered)
+        return finish(RESULT_SCHEMA.empty_table(), pa.nulls(len(rows), pa.int64()), None)
+    return finish(*answer(rows))
 
 
 def rows_of_table(table: "pa.Table", call: Call, id_col: Hashable | None, *, nulls: str) -> "Rows":
@@ -509,16 +507,26 @@ def _own_of_rows(
 
 def sent(
     rows: "Rows", *, settings: Settings, spec: Mapping[str, Any]
-) -> "tuple[pa.Table, pa.Int64Array]":
-    """What the provider answers, or has answered; `spec` are the fields but the account."""
+) -> "tuple[pa.Table, pa.Int64Array, str]":
+    """What the provider answers, or has answered, as `answered` takes it.
+
+    `spec` are the fields but the account.
+    """
     from batchframe.core.prices import unpriced_models
     from batchframe.rounds import run_rows, warn_of_unknown_prices
 
     shared, submission, path, options = how(settings, spec)
-    results, positions, *_ = run_rows(rows, shared, submission, path, options=options)
+    results, positions, _, checkpoint = run_rows(rows, shared, submission, path, options=options)
     models = unpriced_models(results, shared.model, settings.prices)
     warn_of_unknown_prices(models, PRICES_WAY_OUT)
-    return results, positions
+    return results, positions, unanswered(checkpoint)
+
+
+def unanswered(checkpoint: "Checkpoint") -> str:
+    """The status of a call's rows that have no result at its end."""
+    from batchframe.core.results import Status
+
+    return Status.CANCELLED if checkpoint.is_cancelled() else Status.MISSING
 
 
 def sent_windows(

@@ -25,7 +25,7 @@ from batchframe.core.requests import Rows
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.errors import ColumnError, ParameterError
 from batchframe.frames import inputs
-from batchframe.frames.calls import Call, Columns, rows_of_table
+from batchframe.frames.calls import Call, Columns, rows_of_table, unanswered
 from batchframe.rounds import find_windows
 from batchframe.storage import replacing
 
@@ -159,6 +159,7 @@ def write_answers(
     # All of it once, so that a mistake in the last row is told before the first is sent.
     n_asked = sum(map(_n_asked, windows()))
     checkpoint, keys = send(windows) if n_asked else (None, [])
+    status = None if checkpoint is None else unanswered(checkpoint)
 
     def answered(window: pa.Table) -> pa.Table:
         results, positions = nothing, pa.nulls(len(window), pa.int64())
@@ -166,7 +167,7 @@ def write_answers(
         if checkpoint is not None:
             results, positions, own_keys, _ = next(answers)
             skipped = own_keys.is_null()
-        made = columns_of(results, positions, skipped=skipped)
+        made = columns_of(results, positions, skipped=skipped, unanswered=status)
         return pa.table([*window.columns, *made.columns], schema=schema)
 
     answers = iter(()) if checkpoint is None else find_windows(keys, checkpoint, prices)

@@ -20,7 +20,6 @@ from batchframe.client import Provider, Unavailable
 from batchframe.clock import SystemClock
 from batchframe.core.batches import Collected, Dropped, Live
 from batchframe.core.prices import unpriced_models
-from batchframe.core.results import Status
 from batchframe.core.retries import latest
 from batchframe.errors import BatchframeError, ProviderError, RunTimeoutError
 from batchframe.frames.calls import (
@@ -30,14 +29,15 @@ from batchframe.frames.calls import (
     asked,
     how,
     read_checkpoint,
+    unanswered,
 )
 from batchframe.frames.usage import Usage
-from batchframe.overview import RunStatus, Sums, overview_of, status_of
+from batchframe.overview import RunStatus, Sums, batches_of, overview_of, status_of
 from batchframe.pages import card
 from batchframe.pages import report as report_page
 from batchframe.parameters import HOME, check_values
 from batchframe.plans import usage_in
-from batchframe.progress import Silence, progress_for
+from batchframe.progress import Progress, Silence, progress_for
 from batchframe.rounds import (
     Left,
     Rounds,
@@ -91,7 +91,9 @@ class Run:
         self._error: BaseException | None = None
         self._ended = threading.Event()
         self._starting = threading.Lock()
+        self._is_left = False
         self._there: Checkpoint | None = None
+        self._looking = threading.Lock()
         self._sums = Sums()
         if rounds is not None:
             self._work_on(rounds)
@@ -128,7 +130,7 @@ class Run:
             sums=self._sums,
         )
         # Between two batches nothing may be at the provider while there is more to send.
-        return replace(status, is_done=status.is_done and not self._is_working)
+        return replace(status, is_done=status.is_done and not checkpoint.is_at_work())
 
     def usage(self) -> Usage:
         """Tokens and dollars by model and category, of all that was billed so far.
@@ -141,13 +143,28 @@ class Run:
         table, differences = usage_in(read_checkpoint(self._path), self._settings.prices)
         return Usage(table=table, differences=differences, digits=6)
 
+    def batches(self) -> "pa.Table":
+        """The batches so far and their times, in the order in which they were made.
+
+        Returns:
+            A pyarrow Table with one row for each batch that was prepared: number, round (0 for the
+            first try of its rows), batch_id, model, n_requests, state (as in
+            `RunStatus.batches`), ended_as; frozen_at (prepared), uploaded_at, created_at,
+            started_at, ended_at (when we saw that it had ended), collected_at; input_tokens,
+            output_tokens and cost_usd. Times are UTC, and null where they have not come yet.
+
+        Raises:
+            CheckpointError: the checkpoint is broken.
+        """
+        return batches_of(self._look(), prices=self._settings.prices, sums=self._sums)
+
     def partial(self) -> Any:
         """What is there now: what `result` gives, with rows that have no status yet; nothing waits.
 
         Raises:
             CheckpointError: the checkpoint is broken.
         """
-        return self._answers(unanswered=None)
+        return self._answers(None)
 
     def report(self, path: str | Path) -> Path:
         """Write one HTML page about the run: its batches in time, failures, tokens and spend.
@@ -193,7 +210,8 @@ class Run:
         """
         check_values(timeout=timeout)
         self._start()
-        self._watch(self._ended, timeout)
+        if not self._ended.is_set():
+            self._watch(self._ended, timeout)
         return self._outcome()
 
     async def wait_async(self) -> Self:
@@ -202,9 +220,12 @@ class Run:
         When the task is cancelled, as by `asyncio.timeout`, the run goes on nevertheless.
         """
         await asyncio.to_thread(self._start)
-        # A thread that waited for the event would outlive a task that is cancelled.
-        while not self._ended.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_SECONDS)
+        if not self._ended.is_set():
+            with self._progress() as progress:
+                # A thread that waited for the event would outlive a task that is cancelled.
+                while not self._ended.is_set():
+                    await asyncio.sleep(_LOOK_SECONDS)
+                    self._show(progress)
         return self._outcome()
 
     def result(self, timeout: float | None = None) -> Any:
@@ -219,7 +240,7 @@ class Run:
             What `wait` raises.
         """
         self.wait(timeout)
-        return self._answers(unanswered=Status.CANCELLED if self._is_cancelled else Status.MISSING)
+        return self._answers(unanswered(read_checkpoint(self._path)))
 
     # Stopping
 
@@ -269,12 +290,8 @@ class Run:
     def _is_working(self) -> bool:
         return self._rounds is not None and not self._ended.is_set()
 
-    @property
-    def _is_cancelled(self) -> bool:
-        return read_checkpoint(self._path).is_cancelled()
-
     def _work_on(self, rounds: Rounds) -> None:
-        self._rounds = rounds
+        self._rounds, self._is_left = rounds, False
         self._ended.clear()
         threading.Thread(
             target=self._work, args=[rounds], name="batchframe-run", daemon=True
@@ -284,13 +301,14 @@ class Run:
         try:
             rounds.work()
         except Left:
-            self._rounds = None
+            self._rounds, self._is_left = None, True
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait
             self._error = error
         finally:
             if self._finish is not None and self._keys is None:
                 self._keys = rounds.keys
             self._ended.set()
+            rounds.submitted.set()  # as far as it ever will be
 
     def _start(self) -> None:
         """Have a thread work on it, if there is something to do and none does."""
@@ -298,29 +316,37 @@ class Run:
             if self._is_working or (self._ended.is_set() and self._rounds is not None):
                 return
             there = read_checkpoint(self._path)
-            if _is_settled(there):
+            # Of one that somebody works on, more may come.
+            if _is_settled(there) and not there.is_at_work():
+                self._is_left = False
                 self._ended.set()
                 return
             spec, submission, path, options = how(
                 replace(self._settings, checkpoint=self._path), _shared(there)
             )
-            options = replace(options, progress=False, timeout=None, max_cost_usd=None)
+            options = replace(options, progress=False, timeout=None)
             self._work_on(rounds_of_checkpoint(spec, submission, path, options=options))
 
     def _watch(self, event: threading.Event, timeout: float | None) -> None:
         """Wait for an event of the work, and show how it stands."""
         clock = SystemClock()
         deadline = None if timeout is None else clock.monotonic() + timeout
-        with progress_for(clock) if self._settings.progress else Silence() as progress:
+        with self._progress() as progress:
             while True:
                 has_come = event.wait(_LOOK_SECONDS)
-                rounds = self._rounds
-                if rounds is not None:
-                    progress.show(rounds.tally())
+                self._show(progress)
                 if has_come:
                     return
                 if deadline is not None and clock.monotonic() >= deadline:
                     raise self._timed_out(timeout)
+
+    def _progress(self) -> Progress:
+        return progress_for(SystemClock()) if self._settings.progress else Silence()
+
+    def _show(self, progress: Progress) -> None:
+        rounds = self._rounds
+        if rounds is not None:
+            progress.show(rounds.tally())
 
     def _timed_out(self, timeout: float | None) -> RunTimeoutError:
         return RunTimeoutError(
@@ -331,6 +357,11 @@ class Run:
     def _outcome(self) -> Self:
         if self._error is not None:
             raise self._error
+        if self._is_left:
+            raise RunTimeoutError(
+                "The run was detached while this waited for it, and its batches go on. Wait again "
+                "to take it up. Nothing is lost."
+            )
         return self
 
     def _look(self) -> "Checkpoint":
@@ -338,12 +369,13 @@ class Run:
         rounds = self._rounds
         if rounds is not None and self._is_working:
             return rounds.checkpoint
-        if self._there is None:
-            self._there = read_checkpoint(self._path)
-        else:
-            self._there.catch_up()
-        self._ask(self._there)
-        return self._there
+        with self._looking:
+            if self._there is None:
+                self._there = read_checkpoint(self._path)
+            else:
+                self._there.catch_up()
+            self._ask(self._there)
+            return self._there
 
     def _ask(self, checkpoint: "Checkpoint") -> None:
         """Ask live batches how they are, as nobody here does; what is not answered stays."""
@@ -362,7 +394,7 @@ class Run:
                     if not seen.status.is_final:
                         checkpoint.observe(live[batch_id], seen)
 
-    def _answers(self, *, unanswered: str | None) -> Any:
+    def _answers(self, status: str | None) -> Any:
         checkpoint = read_checkpoint(self._path)
         prices = self._settings.prices
         if self._finish is None:
@@ -372,7 +404,7 @@ class Run:
         results, positions, *_ = find_keys(self._keys, checkpoint, prices)
         models = unpriced_models(results, checkpoint.spec.model, prices)
         warn_of_unknown_prices(models, PRICES_WAY_OUT)
-        return self._finish(results, positions, unanswered)
+        return self._finish(results, positions, status)
 
 
 def _is_settled(checkpoint: "Checkpoint") -> bool:
@@ -392,11 +424,21 @@ def _shared(checkpoint: "Checkpoint") -> dict[str, Any]:
     }
 
 
-def begun(frame: Any, call: Call, id_col: "Hashable | None", settings: Settings) -> Run:
-    """A frame's call, begun: returns when all that fits the limits is at the provider."""
+def begun(
+    frame: Any,
+    call: Call,
+    id_col: "Hashable | None",
+    settings: Settings,
+    left: threading.Event | None = None,
+) -> Run:
+    """A frame's call, begun: returns when all that fits the limits is at the provider.
+
+    Who sets `left` has it stop, wherever it is, and let the batches go on.
+    """
     rows, finish = asked(frame, call, id_col, settings, is_kept=True)
     spec, submission, path, options = how(settings, call.spec)
     rounds = rounds_of_rows(rows, spec, submission, path, options=replace(options, progress=False))
+    rounds.left = left or rounds.left
     run = Run(rounds.checkpoint.path, settings, rounds=rounds, finish=finish)
     try:
         run._watch(rounds.submitted, None)  # noqa: SLF001 - of this module
@@ -414,6 +456,7 @@ def open_run(
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
     completion_window: str = "24h",
+    max_cost_usd: float | None = None,
     max_retries: int = 3,
     poll_interval: float | None = None,
     on_unknown: str = "resend",
@@ -432,6 +475,8 @@ def open_run(
         prices: As for `complete`.
         limits: As for `complete`.
         completion_window: As for `complete`, for batches that are not created yet.
+        max_cost_usd: The most that all rows of the checkpoint may cost; None: what the call said
+            that began it.
         max_retries: As for `complete`.
         poll_interval: As for `complete`.
         on_unknown: As for `complete`.
@@ -471,7 +516,7 @@ def open_run(
         max_retries=max_retries,
         retry_failed=False,
         nulls="skip",
-        max_cost_usd=None,
+        max_cost_usd=max_cost_usd,
         prices=prices,
         limits=limits,
         completion_window=completion_window,

@@ -1,10 +1,12 @@
-"""The first notebook in JupyterLab, as people run it: bars that move, answers, no errors."""
+"""The first notebook in JupyterLab, as people run it: bars and cards that move, and no errors."""
 
 import re
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
+
+from tests.overview.test_pages import contrast
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 #: Milliseconds that JupyterLab may take to start, or a notebook to run, on a busy machine.
@@ -16,6 +18,43 @@ new MutationObserver(() => {
     const texts = [...document.querySelectorAll(".widget-hbox")].map(bar => bar.innerText)
     window.said.push(...texts.filter(text => !window.said.includes(text)))
 }).observe(document.body, {subtree: true, childList: true, characterData: true})
+"""
+#: Keeps all states of the last card of the page, from now on.
+WATCH_CARD = """
+window.cards = []
+new MutationObserver(() => {
+    const card = [...document.querySelectorAll(".batchframe-card")].at(-1)
+    const text = card && card.innerText
+    if (text && window.cards.at(-1) !== text) window.cards.push(text)
+}).observe(document.body, {subtree: true, childList: true, characterData: true})
+"""
+#: Of each text of a card, and of each colour of its bar: how it is seen, and what is behind it.
+SEEN = """
+card => {
+    const paint = document.createElement("canvas").getContext("2d", {willReadFrequently: true})
+    const seen = (element, colour) => {
+        const grounds = []
+        for (let one = element; one; one = one.parentElement)
+            grounds.unshift(getComputedStyle(one).backgroundColor)
+        for (const layer of [...grounds, colour]) {
+            paint.fillStyle = layer
+            paint.fillRect(0, 0, 1, 1)
+        }
+        const parts = [...paint.getImageData(0, 0, 1, 1).data].slice(0, 3)
+        return "#" + parts.map(part => part.toString(16).padStart(2, "0")).join("")
+    }
+    const own = one => [...one.childNodes].some(node => node.nodeType == 3 && node.data.trim())
+    const texts = [...card.querySelectorAll("div, span, b")].filter(own)
+    const slices = [...card.querySelectorAll(".bf-bar span")]
+    const colour = (one, name) => getComputedStyle(one).getPropertyValue(name)
+    const pair = (one, name) => [seen(one, colour(one, name)), seen(one, "transparent")]
+    return {
+        texts: texts.map(one => [one.innerText, ...pair(one, "color")]),
+        slices: slices.map(one => [
+            one.title, seen(card, colour(one, "--bf-colour")), seen(card, "transparent")
+        ]),
+    }
+}
 """
 
 
@@ -76,4 +115,45 @@ def test_the_quickstart_shows_bars_that_move_and_answers(page, jupyter, tmp_path
     # Dollars are no formulas.
     expect(cells.nth(5)).to_contain_text("saved by batches")
     assert page.locator("mjx-container, .MathJax").count() == 0
+    assert page.errors == []
+
+
+def test_the_card_of_a_run_moves_and_is_readable_by_day_and_by_night(page, jupyter, tmp_path):
+    page.goto(jupyter(NOTEBOOKS / "01_quickstart.ipynb"))
+    cards = page.locator(".batchframe-card")
+    wrong = page.locator("[data-mime-type$='jupyter.error'], [data-mime-type$='jupyter.stderr']")
+
+    expect(page.locator(".jp-Notebook .jp-CodeCell").last).to_be_attached()
+    page.evaluate(WATCH_CARD)
+    run_all_cells(page)
+    expect(cards.nth(1).get_by_text("Done", exact=True).or_(wrong).first).to_be_visible()
+    assert wrong.all_inner_texts() == []
+
+    # The first card shows where the run stood then; the second one was drawn until it was done.
+    expect(cards).to_have_count(2)
+    expect(cards.first.locator(".bf-state")).to_have_text("Running")
+    said = page.evaluate("cards")
+    assert said[0].startswith("Running")
+    assert said[-1].startswith("Done")
+    done = [tuple(map(int, re.search(r"(\d+) of (\d+)", text).groups())) for text in said]
+    assert done == sorted(done)
+    assert done[0][0] < done[-1][0] == done[-1][1]
+
+    for theme, is_light in (("JupyterLab Light", "true"), ("JupyterLab Dark", "false")):
+        page.get_by_role("menuitem", name="Settings", exact=True).click()
+        for name in ("Theme", theme):
+            page.locator(".lm-Menu-item", has_text=re.compile(rf"^{name}\s*$")).click()
+        expect(page.locator("body")).to_have_attribute("data-jp-theme-light", is_light)
+        cards.first.scroll_into_view_if_needed()
+        page.screenshot(path=tmp_path / f"{theme}.png")
+        for card in cards.all():
+            seen = card.evaluate(SEEN)
+            assert len(seen["texts"]) > 10
+            for text, ink, ground in seen["texts"]:
+                assert contrast(ink, ground) >= 4.5, (theme, text, ink, ground)
+            assert seen["slices"]
+            for words, colour, ground in seen["slices"]:
+                assert contrast(colour, ground) >= 3, (theme, words, colour, ground)
+        (ground,) = {ground for _, _, ground in seen["slices"]}
+        assert (contrast(ground, "#000000") > contrast(ground, "#ffffff")) == (is_light == "true")
     assert page.errors == []
