@@ -10,7 +10,7 @@ from batchframe.client import Provider
 from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
-from batchframe.emulator import JumpClock, LocalServer
+from batchframe.emulator import Fault, JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
 from batchframe.rounds import Options, run_rows
 
@@ -165,3 +165,54 @@ def test_checkpoints_of_other_models_and_other_roots_take_no_room(tmp_path, cloc
 
         assert answers == answers_to(prompts)
         assert clock.monotonic() - began < 2_400
+
+
+def test_a_shard_that_nobody_works_on_any_more_takes_no_room(tmp_path, clock):
+    with LocalServer(clock=clock, stage_seconds=60) as server:
+        server.inject(Fault("batches.create", "no-money"))
+        with pytest.raises(bf.ProviderError, match="insufficient_quota"):
+            # Its file is uploaded, and its batch was refused.
+            send(server, tmp_path / "a", prompts_of("a", 40), engine=Engine(clock), limits=Limits())
+
+        few = Limits(max_enqueued_tokens=300)
+        answers = send(
+            server, tmp_path / "b", prompts_of("b", 10), engine=Engine(clock), limits=few
+        )
+
+        assert answers == answers_to(prompts_of("b", 10))
+        assert clock.monotonic() < 3_600
+
+
+def test_batches_that_are_too_far_down_the_list_are_asked_at_their_own_pace(tmp_path, clock):
+    with LocalServer(clock=clock, stage_seconds=1_200) as server:
+        client = server.client()
+        limits = Limits(max_requests=1)
+        with pytest.raises(bf.RunTimeoutError):
+            send(
+                server,
+                tmp_path / "a",
+                prompts_of("a", 6),
+                engine=Engine(clock),
+                limits=limits,
+                timeout=30,
+            )
+        file = client.files.create(file=("other.jsonl", LINE), purpose="batch")
+        for _ in range(110):
+            client.batches.create(
+                input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+            )
+        before = server.calls()
+
+        send(server, tmp_path / "a", prompts_of("a", 6), engine=Engine(clock), limits=limits)
+
+        calls = server.calls()
+        # In the hour that they run: ten times at 0.25 s, 57 times until a tenth of their age is a
+        # minute, and then once a minute, fifty times.
+        assert calls["batches.retrieve"] < 6 * 125
+        assert calls["batches.list"] - before["batches.list"] < 5
+
+
+LINE = (
+    b'{"custom_id":"1","method":"POST","url":"/v1/chat/completions",'
+    b'"body":{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hello"}]}}\n'
+)

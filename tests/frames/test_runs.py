@@ -4,6 +4,7 @@ The server's clock stands still until a test moves it: what is live stays live.
 """
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import polars as pl
@@ -367,3 +368,94 @@ def test_a_cancelled_task_sends_nothing_more_and_the_same_call_resumes(keywords,
         out = bf.complete(frame, "prompt", "id", **keywords)
     assert list(out["completion"]) == ANSWERS
     assert set(still.executions().values()) == {1}
+
+
+def test_a_run_is_cancelled_for_all_who_share_its_checkpoint(keywords, still, moving):
+    frame = pl.DataFrame(data())
+    runs = [bf.submit(frame, "prompt", "id", **keywords) for _ in range(2)]
+
+    runs[0].cancel()
+    with moving:
+        outs = [run.result() for run in runs]
+
+    assert still.calls()["batches.create"] == 2
+    for out in outs:
+        assert out["completion_status"].to_list() == ["cancelled"] * 10
+
+
+def test_a_call_whose_run_is_cancelled_elsewhere_says_so(keywords, still, moving, opened):
+    def cancel_it():
+        while still.calls().get("batches.create", 0) < 2:
+            pass
+        opened().cancel()
+        moving.__enter__()
+
+    with ThreadPoolExecutor(1) as pool:
+        cancelling = pool.submit(cancel_it)
+        out = bf.complete(pl.DataFrame(data()), "prompt", "id", **keywords)
+        cancelling.result()
+    moving.__exit__()
+
+    assert out["completion_status"].to_list() == ["cancelled"] * 10
+    assert still.calls()["batches.create"] == 2
+
+
+def test_work_that_fails_while_it_is_submitted_is_no_run(keywords, still):
+    still.inject(Fault("files.create", "error-before:400", times=None))
+
+    with pytest.raises(bf.ProviderError, match="HTTP 400"):
+        bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+
+
+def test_a_run_may_be_looked_at_by_several_threads(keywords, moving, opened):
+    run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+    other = opened()
+    with moving, ThreadPoolExecutor(3) as pool:
+        looks = [pool.submit(other.status) for _ in range(60)]
+        run.wait()
+        assert {look.result().n_rows for look in looks} == {10}
+
+
+def test_who_waits_for_a_run_that_is_detached_is_told(keywords):
+    run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+
+    async def detached():
+        waiting = asyncio.ensure_future(run.wait_async())
+        await asyncio.sleep(0)
+        await asyncio.to_thread(run.detach)
+        await waiting
+
+    with pytest.raises(bf.RunTimeoutError, match="detached while this waited"):
+        asyncio.run(detached())
+
+
+def test_a_limit_of_cost_holds_for_who_opens_the_run(checkpoint, opened):
+    def dear(body):
+        choice = {"index": 0, "finish_reason": "length", "message": {"content": "x"}}
+        usage = {"prompt_tokens": 10, "completion_tokens": 1_000, "total_tokens": 1_010}
+        return 200, {"model": body["model"], "choices": [choice], "usage": usage}
+
+    # At most a little more than 0.0003 dollars a row (1,000 x 0.30 a million): three have room.
+    keywords = {"limits": bf.Limits(max_requests=1), "poll_interval": 0.01, "progress": False}
+    with LocalServer(CallableModel(dear), stage_seconds=0) as server:
+        client = server.client()
+        with pytest.raises(bf.BudgetExceededError):
+            bf.submit(
+                pl.DataFrame(data()),
+                "prompt",
+                "id",
+                model="gpt-4o-mini",
+                client=client,
+                checkpoint=checkpoint,
+                max_completion_tokens=1_000,
+                max_cost_usd=0.001,
+                **keywords,
+            ).wait()
+        assert server.billed().requests == 3
+
+        with pytest.raises(bf.BudgetExceededError):
+            bf.open_run(checkpoint, client=client, **keywords).wait()
+        assert server.billed().requests == 3
+
+        bf.open_run(checkpoint, client=client, max_cost_usd=1, **keywords).wait()
+        assert server.billed().requests == 10

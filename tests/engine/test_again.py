@@ -1,0 +1,154 @@
+"""Rows that are sent again are made from the lines that were sent, also without their frame."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pytest
+
+import batchframe as bf
+from batchframe.client import Provider
+from batchframe.core.requests import Rows
+from batchframe.core.shards import Limits
+from batchframe.core.spec import Spec
+from batchframe.emulator import CallableModel, LocalServer
+from batchframe.engine import Submission
+from batchframe.rounds import Options, rounds_of_checkpoint, run_rows
+
+
+@pytest.fixture
+def call(engine, tmp_path):
+    """Send prompts; or, without any, do what is left of the checkpoint. Gives the results."""
+
+    def call_it(server, prompts=None, *, models=None, limits=None, **options):
+        provider = Provider(server.client())
+        submission = Submission(
+            provider=provider,
+            limits=limits or Limits(),
+            completion_window="24h",
+            poll_interval=None,
+        )
+        spec = Spec(model=None if models else "gpt-4o", account=provider.account)
+        how = {"options": Options(**{"progress": False, **options}), "engine": engine}
+        path = tmp_path / "checkpoint"
+        if prompts is None:
+            rounds_of_checkpoint(spec, submission, path, **how).work()
+            return None
+        rows = Rows(
+            ids=pa.array(range(len(prompts))),
+            prompts=pa.array(prompts),
+            models=None if models is None else pa.array(models),
+        )
+        answers = run_rows(rows, spec, submission, path, **how)
+        return answers.results.take(answers.positions).to_pylist()
+
+    return call_it
+
+
+def broken_once(*questions):
+    """Answers with what was asked; these fail the first time."""
+    left = set(questions)
+
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        if asked in left:
+            left.remove(asked)
+            return 500, {"error": {"message": "Sorry.", "code": "server_error"}}
+        return f"ok {asked}"
+
+    return CallableModel(answer)
+
+
+QUESTIONS = [f"question {row}" for row in range(20)]
+
+
+def test_rows_with_models_of_their_own_are_cut_anew_for_the_queue_of_their_model(call, clock):
+    limit = {"gpt-4o": 100}
+    with LocalServer(clock=clock, stage_seconds=30, enqueued_token_limit=limit) as server:
+        results = call(server, QUESTIONS, models=["gpt-4o"] * 20)
+
+        assert [result["completion"] for result in results] == [
+            f"echo: {question}" for question in QUESTIONS
+        ]
+        assert set(server.executions().values()) == {1}
+
+
+def test_runs_with_the_same_rows_try_them_no_more_often_than_one(call, clock):
+    def broken(_body):
+        return 500, {"error": {"message": "Sorry.", "code": "server_error"}}
+
+    with (
+        LocalServer(CallableModel(broken), clock=clock, stage_seconds=60) as server,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        for run in [pool.submit(call, server, ["a", "b"], max_retries=3) for _ in range(3)]:
+            assert [result["status"] for result in run.result(60)] == ["failed", "failed"]
+
+        # The first time and three times more.
+        assert server.calls()["batches.create"] == 4
+
+
+def test_what_is_left_is_not_called_hopeless_where_a_row_was_answered(call, clock):
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        if asked == "question 2":
+            return 400, {"error": {"message": "Too long.", "code": "context_length_exceeded"}}
+        return f"ok {asked}"
+
+    limits = Limits(max_requests=1, max_live_batches=1)
+    with LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS[:5], limits=limits, timeout=250)
+
+        call(server, limits=limits)
+
+        assert server.calls()["batches.create"] == 5
+        results = call(server, QUESTIONS[:5], limits=limits)
+        assert [result["status"] for result in results] == ["ok", "ok", "failed", "ok", "ok"]
+
+
+def test_lines_that_were_changed_on_the_disk_are_not_sent(call, clock, tmp_path):
+    with LocalServer(broken_once("question 1"), clock=clock, stage_seconds=60) as server:
+        call(server, QUESTIONS[:4], max_retries=0)
+        [lines] = (tmp_path / "checkpoint" / "shards").glob("*.jsonl")
+        whole = lines.read_bytes()
+        lines.write_bytes(whole[: len(whole) // 2])
+
+        with pytest.raises(bf.CheckpointCorruptError, match="was changed"):
+            call(server)
+
+        assert server.calls()["batches.create"] == 1
+        lines.unlink()
+        results = call(server, QUESTIONS[:4])
+        assert [result["completion"] for result in results] == [
+            f"ok {question}" for question in QUESTIONS[:4]
+        ]
+
+
+def test_lines_are_on_the_disk_as_long_as_their_rows_may_go_again(call, clock, tmp_path):
+    shards = tmp_path / "checkpoint" / "shards"
+    with LocalServer(broken_once("question 1"), clock=clock, stage_seconds=60) as server:
+        call(server, QUESTIONS[:4], max_retries=0)
+        assert len(list(shards.glob("*.jsonl"))) == 1
+
+        call(server)
+
+        assert list(shards.glob("*.jsonl")) == []
+        assert set(server.executions().values()) == {1}
+
+
+def test_rows_go_again_while_other_batches_are_still_live(call, clock):
+    known = []
+
+    def seconds(batch_id):
+        if batch_id not in known:
+            known.append(batch_id)
+        return 3_600.0 if known.index(batch_id) == 1 else 10.0
+
+    model = broken_once("question 0", "question 1")
+    with LocalServer(model, clock=clock, stage_seconds=seconds) as server:
+        call(server, QUESTIONS[:2], limits=Limits(max_requests=1))
+
+        batches = sorted(server.client().batches.list().data, key=lambda one: one.created_at)
+        slowest = max(batch.completed_at for batch in batches[:2])
+        assert len(batches) == 4
+        assert batches[2].completed_at < slowest
