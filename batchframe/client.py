@@ -69,6 +69,8 @@ _PAGE = 100
 _GLANCE = 10
 #: HTTP statuses of a create that prove that no batch was made.
 _REFUSED = frozenset({400, 401, 403, 404, 413, 422})
+#: Codes of errors that prove it, whatever the status.
+_REFUSED_CODES = frozenset({"insufficient_quota", "token_limit_exceeded"})
 #: The HTTP status of an answer that holds the asked range of a file, and no more.
 _PARTIAL = 206
 #: Longest wait that a service may ask for, in seconds: a day, as its longest limits last.
@@ -151,8 +153,8 @@ class Provider:
         except openai.APIStatusError as error:
             self.reached = True
             # An account without money is refused with the status of a rate limit, which is no
-            # proof by itself (OpenAI, error codes guide, 2026-08).
-            is_refusal = error.status_code in _REFUSED or error.code == "insufficient_quota"
+            # proof by itself (OpenAI, error codes guide, 2026-08); a full queue may be, too.
+            is_refusal = error.status_code in _REFUSED or error.code in _REFUSED_CODES
             if is_refusal and isinstance(error.body, Mapping):
                 return CreateRefused(
                     code=str(error.code or f"http_{error.status_code}"),

@@ -153,6 +153,8 @@ class Job:
     #: How often the queue was full for its batch, in all and while none of ours was live in it.
     turned_away: int = 0
     turned_away_alone: int = 0
+    #: What the provider said when the queue was full, until that is learned from.
+    refusals: list[str] = field(default_factory=list)
     #: Uploaded files that the provider did not know afterwards.
     lost_files: int = 0
     #: A listing says that its batch ended: the batch itself is asked, before that is believed.
@@ -439,10 +441,11 @@ class Engine:
 
     def _around(self, job: Job, reader: Executor) -> _Around:
         queue, load = self._queues.get(job.load.queue, Queue()), job.load
-        # Only who goes into the queue, or was turned away from it, asks for the others.
+        # Only who goes into the queue, or may be turned away from it, asks for the others.
+        entering = Planned | Uploaded | Ended
         others = [
             other
-            for other in (self._jobs.values() if isinstance(job.state, Planned | Ended) else ())
+            for other in (self._jobs.values() if isinstance(job.state, entering) else ())
             if other is not job and other.load.queue == load.queue and _is_in_queue(other)
         ]
         room = queue.room(job.limits.max_enqueued_tokens)
@@ -504,14 +507,14 @@ class Engine:
         """What a step tells of the job's queue."""
         queue = self._queues.get(job.load.queue, Queue())
         match before, job.state:
-            case Ended(batch=batch), Planned() | Dropped():
+            case Ended() | Uploaded(), Planned() | Dropped() if job.refusals:
                 n_live = sum(
                     other.load.n_tokens
                     for other in self._jobs.values()
                     if other.load.queue == job.load.queue
                     and isinstance(other.state, Creating | Live)
                 )
-                messages = [error.message for error in batch.errors]
+                messages, job.refusals = job.refusals, []
                 queue = queue.refused(messages, n_live=n_live, n_shard=job.load.n_tokens)
                 if isinstance(job.state, Dropped):
                     queue = queue.too_large(job.load.n_tokens)
@@ -645,17 +648,17 @@ def _perform(job: Job, submission: Submission, around: _Around, clock: Clock) ->
         case Upload(again=again):
             return _upload(job, submission, around, again=again)
         case Create(file_id=file_id):
-            return _create(job, submission, file_id, clock)
+            return _create(job, submission, around, file_id, clock)
         case Reconcile() as search:
             return _reconcile(job, submission, search, clock)
         case Poll(batch_id=batch_id):
             return _poll(job, submission, batch_id, clock)
         case Collect(batch=batch):
             if was_turned_away(batch):
-                is_too_small = around.alone and _is_too_small(job)
-                if around.fits or not is_too_small or _n_requests(job) > 1:
-                    cut_anew = is_too_small and not around.fits
-                    return _turned_away(job, submission, batch, cut_anew=cut_anew)
+                messages = [error.message for error in batch.errors]
+                turned_away = _turned_away(job, submission, around, batch.input_file_id, messages)
+                if turned_away is not None:
+                    return turned_away
             return _collect(job, submission, batch, around.reader, clock)
         case Nothing():
             return _AT_ONCE
@@ -692,7 +695,7 @@ def _enter(job: Job, submission: Submission, around: _Around) -> bool:
     )
 
 
-def _create(job: Job, submission: Submission, file_id: str, clock: Clock) -> _Next:
+def _create(job: Job, submission: Submission, around: _Around, file_id: str, clock: Clock) -> _Next:
     checkpoint = job.checkpoint
     token = secrets.token_hex(16)
     checkpoint.commit(job.number, CreateStarted(token=token, at=clock.now()))
@@ -713,7 +716,10 @@ def _create(job: Job, submission: Submission, file_id: str, clock: Clock) -> _Ne
             return poll_delay(0.0, submission.poll_interval), ""
         case CreateRefused():
             checkpoint.commit(job.number, outcome)
-            return _refused(job, submission, outcome, clock)
+            turned_away = None
+            if outcome.code == "token_limit_exceeded":
+                turned_away = _turned_away(job, submission, around, file_id, [outcome.message])
+            return turned_away or _refused(job, submission, outcome, clock)
         case None:
             _log.warning("shard %s: the create got no answer; looking for its batch", job.number)
             job.searches, job.searched_since = 0, None
@@ -821,17 +827,26 @@ def _cut_anew(job: Job) -> None:
     job.checkpoint.drop(job.number, is_unwanted=False)
 
 
-def _turned_away(job: Job, submission: Submission, batch: BatchSeen, *, cut_anew: bool) -> _Next:
-    """The queue was full, and nothing ran: not yet is not no, so it costs no attempt."""
+def _turned_away(
+    job: Job, submission: Submission, around: _Around, file_id: str, messages: list[str]
+) -> _Next | None:
+    """The queue was full, and nothing ran: not yet is not no, so it costs no attempt.
+
+    None, and nothing done, for one request that a queue never takes that holds nothing of ours.
+    """
+    is_too_small = around.alone and _is_too_small(job) and not around.fits
+    if is_too_small and _n_requests(job) == 1:
+        return None
+    job.refusals = messages
     job.checkpoint.commit(job.number, TurnedAway())
-    delete_quietly(submission.provider, batch.input_file_id)
-    if cut_anew:
+    delete_quietly(submission.provider, file_id)
+    if is_too_small:
         _cut_anew(job)
         return _AT_ONCE
     job.turned_away += 1
     delay = queue_delay(job.turned_away)
     note = f"the provider's queue is full; again in {delay:.0f} s"
-    _log.warning("shard %s: %s (%s)", job.number, note, batch.errors[0].message)
+    _log.warning("shard %s: %s (%s)", job.number, note, messages[0])
     return delay, note
 
 

@@ -205,7 +205,7 @@ class FileLost(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class TurnedAway(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The batch never ran, because the queue was full; its file is given up."""
+    """The queue was full: no batch was made, or none of it ran; its file is given up."""
 
 
 class ShardDropped(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -315,7 +315,7 @@ def advance(  # noqa: C901, PLR0912 - one table, one line each
             return _seen(event)
         case Live(batch=batch), BatchSeen(batch_id=batch_id) if batch_id == batch.batch_id:
             return _seen(event)
-        case Ended(), TurnedAway():
+        case Ended() | Uploaded(), TurnedAway():
             return Planned()
         case Ended(batch=batch), ResultsCommitted():
             return Collected(batch=batch, results=event)

@@ -37,16 +37,25 @@ def _no_money(status: str) -> Refusal:
     return Refusal(int(status or 429), message, code="insufficient_quota")
 
 
+def _queue_full(argument: str) -> Refusal:
+    # What batches of the service say that fail for it (openai-python issue 2084, 2025).
+    limit, _, status = argument.partition(":")
+    stated = f" Limit: {int(limit):,} enqueued tokens." if limit else ""
+    message = f"Enqueued token limit reached in organization org-local.{stated}"
+    return Refusal(int(status or 400), message, code="token_limit_exceeded")
+
+
 def _redirect(url: str) -> Refusal:
     return Refusal(307, "Go to another address (scripted).", headers={"location": url})
 
 
 #: Answered instead of the operation: `error-before:STATUS[:RETRY_AFTER]`, `not-visible[:CALLS]`,
-#: `no-money[:STATUS]`, `redirect:URL` (307).
+#: `no-money[:STATUS]`, `queue-full[:LIMIT[:STATUS]]`, `redirect:URL` (307).
 REFUSALS: dict[str, Callable[[str], Refusal]] = {
     "error-before": _error,
     "not-visible": _not_visible,
     "no-money": _no_money,
+    "queue-full": _queue_full,
     "redirect": _redirect,
 }
 

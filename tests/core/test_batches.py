@@ -98,6 +98,7 @@ TRANSITIONS = {
     ("collected", "lost"): Ended(batch=DONE),
     ("uploaded", "file lost"): Planned(),
     ("ended", "turned away"): Planned(),
+    ("uploaded", "turned away"): Planned(),
     ("planned", "dropped"): Dropped(),
     ("uploading", "dropped"): Dropped(),
     ("uploaded", "dropped"): Dropped(),

@@ -897,3 +897,31 @@ def test_no_more_batches_are_created_in_an_hour_than_the_account_may(tmp_path):
     assert len(created) == 5
     assert created[1] - created[0] < 3600 <= created[2] - created[0] + 1
     assert created[3] - created[2] < 3600 <= created[4] - created[2] + 1
+
+
+@pytest.mark.parametrize("status", [400, 429])
+def test_a_queue_that_is_full_at_create_teaches_its_limit_and_costs_no_attempt(
+    run, clock, engine, status
+):
+    rows = rows_of(100)
+    with LocalServer(clock=clock, stage_seconds=30, enqueued_token_limit={"gpt-4o": 400}) as server:
+        server.inject(Fault("batches.create", f"queue-full:400:{status}"))
+        results = run(server, rows, model="gpt-4o", max_retries=0)
+
+        assert completions(results) == answers_to(rows)
+        assert_each_paid_once(server, 100)
+        # All rows have some 1,000 tokens: what was refused was cut into parts that fit.
+        batches = [batch.status for batch in server.client().batches.list(limit=100)]
+        assert set(batches) == {"completed"}
+        assert len(batches) >= 4
+
+
+def test_a_queue_that_is_full_at_create_and_says_no_number_is_waited_for(run, clock):
+    rows = rows_of(10)
+    with LocalServer(clock=clock, stage_seconds=30) as server:
+        server.inject(Fault("batches.create", "queue-full", times=2))
+        results = run(server, rows, model="gpt-4o", max_retries=0)
+
+        assert completions(results) == answers_to(rows)
+        assert server.calls()["batches.create"] == 3
+        assert_each_paid_once(server, 10)
