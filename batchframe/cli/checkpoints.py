@@ -278,6 +278,7 @@ def purge(
     """
     from batchframe.checkpoint import Checkpoint, remove_checkpoint
     from batchframe.clock import SystemClock
+    from batchframe.overview import status_of
     from batchframe.storage import Storage
 
     with suppress(KeyError):
@@ -293,7 +294,7 @@ def purge(
         remove_checkpoint(directory)
         return
     try:
-        there = _opened(directory).status()
+        there = status_of(held, now=SystemClock().now())
         lost = _lost(there)
         if not there.is_done and not force:
             raise CheckpointError(

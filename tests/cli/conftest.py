@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from batchframe.cli import app
-from batchframe.emulator import LocalServer
+from batchframe.clock import SystemClock
+from batchframe.emulator import JumpClock, LocalServer
 
 ROOT = Path(__file__).parents[2]
 #: How long a process may take before it counts as hanging, in seconds.
@@ -21,6 +22,29 @@ PATIENCE = 120
 @pytest.fixture
 def server() -> Iterator[LocalServer]:
     with LocalServer(stage_seconds=0.02) as running:
+        yield running
+
+
+class ServerClock(JumpClock):
+    """Stands still until the test moves it, or moves by a step whenever the server looks at it."""
+
+    step = 0.0
+
+    def now(self) -> float:
+        self.advance(self.step)
+        return super().now()
+
+
+@pytest.fixture
+def clock() -> ServerClock:
+    # From now on: batches of long ago come with a warning.
+    return ServerClock(SystemClock().now())
+
+
+@pytest.fixture
+def still(clock: ServerClock) -> Iterator[LocalServer]:
+    """A server on which what is live stays live until its clock moves."""
+    with LocalServer(clock=clock, stage_seconds=600) as running:
         yield running
 
 
