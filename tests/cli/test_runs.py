@@ -356,7 +356,7 @@ def test_what_prints_data_prints_nothing_else(terminal, tmp_path):
     }
     assert shown["status"].stdout.startswith(f"Run in {tmp_path / 'ck'}\nmodel ".encode())
     assert shown["usage"].stdout.startswith(b"+---")
-    assert all(one.stderr == b"" for one in shown.values())
+    assert [one.stderr for one in shown.values()] == [b""] * 3
     assert (report.returncode, report.stdout) == (0, b"")
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
 
