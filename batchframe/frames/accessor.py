@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
     import pyarrow as pa
+    import pyarrow.dataset as ds
     from pydantic import BaseModel
 
     from batchframe.core.estimates import Estimate
@@ -765,7 +766,7 @@ def estimate(
 
 @_fitting
 def complete_parquet(
-    source: str | Path | list[str | Path],
+    source: "str | Path | list[str | Path] | ds.Dataset",
     target: str | Path,
     /,
     prompt_col: str | None = None,
@@ -801,7 +802,8 @@ def complete_parquet(
 
     Args:
         source: A parquet file, a directory of them, a glob such as "data/*.parquet", or a list of
-            these. Files are read in the order of their names, and have the same columns.
+            these; or a pyarrow Dataset of parquet files. Files are read in the order of their
+            names, and have the same columns.
         target: The file that is written. It appears, or is replaced, when all of it is there.
         prompt_col: As for `complete`.
         id_col: The column with the ids, as for `complete`; unique over all files, and never None.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchframe.checkpoint import Checkpoint
@@ -36,12 +37,12 @@ _WINDOW_ROWS, _WINDOW_BYTES = 100_000, 32_000_000
 
 
 class Source:
-    """The parquet files of a path, in one order: a file, a directory, a glob, or a list of files.
+    """The parquet files of a source, in one order: a path, a list of paths, or a dataset.
 
     Raises ParameterError if there is none, or if they have different columns.
     """
 
-    def __init__(self, source: str | Path | Sequence[str | Path]) -> None:
+    def __init__(self, source: "str | Path | Sequence[str | Path] | ds.Dataset") -> None:
         """Find the files, and read their schemas."""
         self.paths = _files(source)
         if not self.paths:
@@ -54,6 +55,15 @@ class Source:
                     f"{path} has other columns than {self.paths[0]}: "
                     f"{_differences(self.schema, other)}. Nothing was sent."
                 )
+
+        if isinstance(source, ds.Dataset) and (
+            others := set(source.schema.names) - set(self.schema.names)
+        ):
+            raise ParameterError(
+                f"The dataset has columns that are in the names of its folders and not in its "
+                f"files: {', '.join(sorted(others))}. Nothing was sent. Write them into the files, "
+                "or pass the files' paths to go without them."
+            )
 
     def column(self, label: str) -> pa.Array:
         """All values of one column."""
@@ -87,7 +97,13 @@ def _plain(batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_batches([batch], batch.schema.with_metadata(None))
 
 
-def _files(source: str | Path | Sequence[str | Path]) -> list[Path]:
+def _files(source: "str | Path | Sequence[str | Path] | ds.Dataset") -> list[Path]:
+    if isinstance(source, ds.Dataset):
+        if not isinstance(source, ds.FileSystemDataset) or not isinstance(
+            source.format, ds.ParquetFileFormat
+        ):
+            raise ParameterError("source= must be a dataset of parquet files on this machine.")
+        return [path for file in source.files for path in _files(file)]
     if not isinstance(source, str | Path):
         return [path for one in source for path in _files(one)]
     path = Path(source).expanduser()

@@ -6,6 +6,7 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from pydantic import BaseModel
@@ -225,3 +226,17 @@ def test_bad_paths_are_told(convert, source, calls, tmp_path):
     with pytest.raises(bf.ParameterError, match="cannot be read as parquet"):
         convert(text)
     assert calls() == {}
+
+
+def test_a_dataset_of_parquet_files_is_a_source(convert, source, tmp_path):
+    for part in range(3):
+        source(numbered(part * 5, part * 5 + 5), f"data/day={part}/rows.parquet")
+
+    out = convert(ds.dataset(tmp_path / "data", format="parquet"))
+
+    assert out["completion"].to_list() == [f"echo: row {n}" for n in range(15)]
+    with pytest.raises(bf.ParameterError, match=r"names of its folders .*: day"):
+        convert(ds.dataset(tmp_path / "data", format="parquet", partitioning="hive"))
+    (tmp_path / "rows.csv").write_text("id,prompt\n1,one\n")
+    with pytest.raises(bf.ParameterError, match="dataset of parquet files"):
+        convert(ds.dataset(tmp_path / "rows.csv", format="csv"))
