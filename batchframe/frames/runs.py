@@ -9,6 +9,7 @@ handle goes on from there. It sends nothing by itself that was not asked for: `s
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,7 +22,7 @@ from batchframe.clock import SystemClock
 from batchframe.core.batches import Collected, Dropped, Live
 from batchframe.core.prices import unpriced_models
 from batchframe.core.retries import latest
-from batchframe.errors import BatchframeError, ProviderError, RunTimeoutError
+from batchframe.errors import BatchframeError, CheckpointError, ProviderError, RunTimeoutError
 from batchframe.frames.calls import (
     PRICES_WAY_OUT,
     Call,
@@ -58,6 +59,8 @@ if TYPE_CHECKING:
     from batchframe.core.shards import Limits
 
 __all__ = ["Run", "begun", "open_run", "runs"]
+
+_log = logging.getLogger(__name__)
 
 #: How often a thread that waits looks around, in seconds.
 _LOOK_SECONDS = 0.1
@@ -539,7 +542,8 @@ def runs(directory: str | Path = HOME) -> list[Run]:
             directory; or another directory that holds some.
 
     Returns:
-        One handle for each checkpoint; none where there is no such directory.
+        One handle for each checkpoint; none where there is no such directory. One that cannot be
+        read is left out, and a warning in the log says so.
     """
     check_values(checkpoint=directory)
     root = Path(directory).expanduser()
@@ -548,4 +552,10 @@ def runs(directory: str | Path = HOME) -> list[Run]:
         key=lambda path: (path / "log").stat().st_mtime if (path / "log").is_dir() else 0.0,
         reverse=True,
     )
-    return [open_run(path) for path in found]
+    handles = []
+    for path in found:
+        try:
+            handles.append(open_run(path))
+        except CheckpointError as error:
+            _log.warning("%s is left out: %s", path, error)
+    return handles

@@ -300,7 +300,9 @@ def test_a_key_of_another_account_sends_nothing(keywords, still, checkpoint):
     assert still.calls() == before
 
 
-def test_handles_are_found_by_their_directory(keywords, still, moving, tmp_path, monkeypatch):
+def test_handles_are_found_by_their_directory(
+    keywords, still, moving, tmp_path, monkeypatch, caplog
+):
     monkeypatch.chdir(tmp_path)
     assert bf.runs() == []
     frame = pl.DataFrame(data())
@@ -309,11 +311,15 @@ def test_handles_are_found_by_their_directory(keywords, still, moving, tmp_path,
         first = bf.submit(frame, "prompt", "id", **keywords).wait()
         second = bf.submit(frame, "prompt", "id", **keywords | {"model": "gpt-4o"}).wait()
     (tmp_path / ".batchframe" / "no checkpoint").mkdir()
+    broken = tmp_path / ".batchframe" / "broken"
+    broken.mkdir()
+    (broken / "spec.json").write_text("{")
 
     found = bf.runs()
 
     assert [run.path for run in found] == [second.path, first.path]
     assert [run.status().model for run in found] == ["gpt-4o", "gpt-4o-mini"]
+    assert "broken is left out" in caplog.text
     with pytest.raises(bf.CheckpointError, match="cannot be read as a checkpoint"):
         bf.open_run(tmp_path / "nothing")
 
