@@ -129,26 +129,20 @@ def always_failing(body):
     return "fine"
 
 
-def test_rows_that_fail_each_time_come_to_an_end_under_cron_too(terminal, tmp_path):
+def test_rows_that_fail_each_time_come_to_an_end_under_cron_too(terminal, clock, tmp_path):
     write_rows(tmp_path / "in.csv", 3)
-    line = [
-        "complete",
-        "in.csv",
-        "out.csv",
-        *ASKED,
-        "--max-retries",
-        "2",
-        "--poll-interval",
-        "0.02",
-    ]
-    with LocalServer(always_failing, stage_seconds=0.02) as server:
+    line = ["complete", "in.csv", "out.csv", *ASKED, "--max-retries", "2"]
+    codes = []
+    with LocalServer(always_failing, clock=clock, stage_seconds=600) as server:
         terminal.at(server)
-        codes = [Exit.NOT_DONE]
-        while codes[-1] == Exit.NOT_DONE:
-            assert len(codes) < 8
-            ended = terminal.run(*line, "--detach", "--strict")
+        while Exit.UNANSWERED not in codes:
+            assert len(codes) < 4
+            ended = terminal.run(*line, "--poll-interval", "0.02", "--detach", "--strict")
+            clock.advance(3_600)
             codes.append(ended.returncode)
-    assert codes[-1] == Exit.UNANSWERED
+        # The first time, two times again, and then the last one is collected.
+        assert server.calls()["batches.create"] == 3
+    assert codes == [Exit.NOT_DONE, Exit.NOT_DONE, Exit.NOT_DONE, Exit.UNANSWERED]
     assert ended.stderr.startswith(b"batchframe: 3 rows: 2 ok, 1 failed; $")
     assert [row[3] for row in answers(tmp_path / "out.csv")] == ["ok", "failed", "ok"]
 
