@@ -284,9 +284,9 @@ class Checkpoint:
             model=requests.model,
         )
         columns = [
-            pa.array(requests.row_keys, pa.binary(16)),
+            _keys(requests.row_keys),
             pa.array(requests.ids, pa.string()),
-            pa.array(requests.body_digests, pa.binary(16)),
+            _keys(requests.body_digests),
             pa.array(requests.n_tokens, pa.int64()),
         ]
         self._write_table(
@@ -804,6 +804,12 @@ def remove_checkpoint(path: Path) -> None:
 def _sealed(payload: bytes) -> bytes:
     """A commit as it stands in its file: one line of JSON, and one with the JSON's SHA-256."""
     return payload + b"\n" + sha256(payload).hexdigest().encode() + b"\n"
+
+
+def _keys(keys: Sequence[bytes]) -> pa.FixedSizeBinaryArray:
+    """Row keys or digests as a column, without looking at one by one."""
+    data = pa.py_buffer(b"".join(keys))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, data])
 
 
 class _KeptOpen:
