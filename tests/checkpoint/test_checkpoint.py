@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchframe.checkpoint import Checkpoint
+from batchframe.checkpoint import Checkpoint, remove_checkpoint
 from batchframe.core.batches import (
     BatchError,
     BatchSeen,
@@ -612,7 +612,7 @@ def test_a_second_process_is_refused_and_told_who_works_there(open_checkpoint, p
         """
         import sys
         from pathlib import Path
-        from batchframe.checkpoint import Checkpoint
+        from batchframe.checkpoint import Checkpoint, remove_checkpoint
         from batchframe.clock import SystemClock
         from batchframe.core.spec import Spec
         from batchframe.errors import CheckpointBusyError
@@ -638,7 +638,7 @@ def test_a_process_that_was_killed_holds_nothing(open_checkpoint, path):
         """
         import os, signal, sys
         from pathlib import Path
-        from batchframe.checkpoint import Checkpoint
+        from batchframe.checkpoint import Checkpoint, remove_checkpoint
         from batchframe.clock import SystemClock
         from batchframe.core.spec import Spec
         from batchframe.storage import Storage
@@ -1095,3 +1095,14 @@ def test_a_damaged_table_is_not_an_empty_one(open_checkpoint, path, part, damage
     with pytest.raises(CheckpointCorruptError, match=message) as caught:
         checkpoint.results() if part == "results" else checkpoint.requests(number)
     assert str(file) in str(caught.value)
+
+
+def test_all_that_a_checkpoint_may_hold_goes_with_it(open_checkpoint, path):
+    checkpoint = open_checkpoint()
+    checkpoint.set_max_cost_usd(2.5)
+    checkpoint.ask_to_cancel()
+    checkpoint.close()
+
+    remove_checkpoint(path)
+
+    assert not path.exists()
