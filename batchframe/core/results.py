@@ -398,7 +398,9 @@ def _interpret(line: _Line) -> tuple[str | None, _Result]:
     if body.usage is not None:
         _read_usage(body.usage, result)
 
-    error = _error(body.error) or _error(line.error)
+    # Asked first, because this is the rule, a hundred million times.
+    has_error = body.error is not None or line.error is not None
+    error = (_error(body.error) or _error(line.error)) if has_error else None
     refused = http is not None and not 200 <= http < 300
     if error is not None or refused:
         # Observed: a 4xx with `error: null` and no body, and an error object inside a 200.
