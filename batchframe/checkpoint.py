@@ -785,7 +785,7 @@ def remove_checkpoint(path: Path) -> None:
     """
     if path.is_symlink() or not (path / "spec.json").is_file():
         raise CheckpointError(f"{path} is no checkpoint; nothing was removed.")
-    ours = {*_PARTS, "spec.json", "lock", "cancelled"}
+    ours = {*_PARTS, "spec.json", "lock", "cancelled", "max_cost_usd"}
     foreign = sorted(
         entry.name
         for entry in path.iterdir()
