@@ -70,7 +70,7 @@ def equal_keys(
     keys: RowKeys,
     checkpoint: Checkpoint,
     settled: pa.FixedSizeBinaryArray,
-    watched: Collection[int] = (),
+    under_way: Collection[int] = (),
 ) -> pa.FixedSizeBinaryArray:
     """The key of the request that answers each row, where equal ones are sent once.
 
@@ -78,14 +78,14 @@ def equal_keys(
         keys: All rows.
         checkpoint: What is known of others.
         settled: The keys of results that are not tried again.
-        watched: Shards that were not sent yet, and that somebody is about to send.
+        under_way: Shards that somebody is about to send, or whose results are not in `settled` yet.
     """
     known = []
     for number, shard in checkpoint.shards.items():
         if isinstance(shard.state, Dropped):
             continue
         requests = checkpoint.requests(number).select(["row_key", "body_digest"])
-        if not isinstance(shard.state, _SENT) and number not in watched:
+        if not isinstance(shard.state, _SENT) and number not in under_way:
             # Of a shard that nobody sends, any row may still go into another.
             requests = requests.filter(pc.is_in(keys_of(requests), value_set=settled))
         known.append(requests)

@@ -488,7 +488,7 @@ class Rounds:
             if self._is_new():
                 self._send_all()
                 return
-            rest, unsent = self._take_up(self._wanted())
+            rest, unsent = self._rest()
             self._warn_of_deletion(job.number for job in self.jobs)
             is_own = pc.equal(self.keys, self.own_keys)
             positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(rest, is_own)))
@@ -504,6 +504,18 @@ class Rounds:
         is_empty = self.checkpoint.shards.keys() <= self._made
         return is_empty and self.row_keys is None and not self.options.dedupe
 
+    def _rest(self) -> tuple[pa.BooleanArray, pa.BooleanArray]:
+        """Take up what there is; returns what `_take_up` does."""
+        while True:
+            rest, unsent = self._take_up(self._wanted())
+            if not self.options.dedupe:
+                return rest, unsent
+            to_send = pc.and_(rest, pc.equal(self.keys, self.own_keys))
+            answered = pc.is_in(self.keys.filter(rest), value_set=self.keys.filter(to_send))
+            # An equal request that was given up since it was found answers nobody: look again.
+            if pc.all(answered, min_count=0).as_py():
+                return rest, unsent
+
     def _wanted(self) -> pa.BooleanArray:
         """The rows that have no result which stands; takes up what answers each row."""
         checkpoint = self.checkpoint
@@ -515,10 +527,18 @@ class Rounds:
         settled = self._read_results()
         self.keys = self.own_keys
         if self.row_keys is not None and self.options.dedupe:
-            watched = [
-                number for number in checkpoint.shards if self.engine.is_watched(checkpoint, number)
+            # What was read says by itself whether it answers; of what another run collects in this
+            # moment, it is not known yet.
+            under_way = [
+                number
+                for number, shard in list(checkpoint.shards.items())
+                if number not in self._read
+                and (
+                    self.engine.is_watched(checkpoint, number)
+                    or isinstance(shard.state, Creating | Live | Ended | Collected)
+                )
             ]
-            self.keys = equal_keys(self.row_keys, checkpoint, settled, watched)
+            self.keys = equal_keys(self.row_keys, checkpoint, settled, under_way)
         is_settled = pc.is_in(self.keys, value_set=settled)
         return pc.and_(pc.is_valid(self.keys), pc.invert(is_settled))
 
