@@ -400,7 +400,7 @@ class Rounds:
             del rows
         seconds = max(0.0, started + seconds - self.engine.clock.monotonic())
         if not self.engine.wait(self.jobs, seconds=seconds, look=self._watch_over):
-            self.engine.release(self)
+            self._leave()
             raise RunTimeoutError(
                 f"The batches were not done after {self.options.timeout} seconds. "
                 f"{self.how_to_resume()}"
@@ -673,6 +673,16 @@ class Rounds:
         """Look, and send again what is to be sent again."""
         if self.checkpoint.is_cancelled():
             self._cancel()
+        self._take_note()
+        if self.left.is_set() and not self._is_done():
+            self._leave()
+            if not self._is_done():
+                raise Left
+        if not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
+            self.submitted.set()
+
+    def _take_note(self) -> None:
+        """Take note of what came back, and send again what is to be sent again."""
         self._look()
         for job in [job for job in self.jobs if isinstance(job.state, Dropped)]:
             self.jobs.remove(job)
@@ -681,11 +691,16 @@ class Rounds:
         if self._again and (self.left.is_set() or not is_waiting):
             # Also where another process is to send it: so that it counts on from this round.
             self._send_again()
-        # Asked after all that it holds back: what is left then is left to another process.
-        if self.left.is_set() and (self._held or not all(job.is_settled for job in self.jobs)):
-            raise Left
-        if not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
-            self.submitted.set()
+
+    def _is_done(self) -> bool:
+        return not self._held and all(job.is_settled for job in self.jobs)
+
+    def _leave(self) -> None:
+        """Leave what there is to do to another process, which counts its tries on from here."""
+        self.left.set()
+        # A step that ends by this may bring results: they are taken note of as well.
+        self.engine.release(self)
+        self._take_note()
 
     def _cancel(self) -> None:
         """Send nothing more, and ask for live batches to be cancelled."""
