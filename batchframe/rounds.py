@@ -410,20 +410,18 @@ class Rounds:
         """Wait for all shards of the checkpoint, and send again what may be."""
         checkpoint = self.checkpoint
         with checkpoint.planning:
-            self._made.update(checkpoint.shards)
+            # First of all: what another run collects from now on is watched like what is live.
+            states = {number: shard.state for number, shard in list(checkpoint.shards.items())}
+            self._made.update(states)
             self.budget.resume()
-            inputs = set(checkpoint.inputs())
-            for number, shard in list(checkpoint.shards.items()):
-                if isinstance(shard.state, Collected) and not self._is_proven:
+            self._again.update(checkpoint.to_send_again())
+            for number, state in states.items():
+                if isinstance(state, Collected) and not self._is_proven:
                     status = checkpoint.results_of(number, ("status",))["status"]
                     self._is_proven = pc.any(pc.equal(status, Status.OK)).as_py() or False
-                if isinstance(shard.state, Collected | Dropped):
-                    keys = checkpoint.to_send_again(number) if number in inputs else ()
-                    if len(keys):
-                        self._again[number] = keys
-                elif isinstance(shard.state, Planned | Uploading | Uploaded):
+                if isinstance(state, Planned | Uploading | Uploaded):
                     self._held.append(number)
-                else:
+                elif not isinstance(state, Collected | Dropped):
                     self._watch(number)
 
     def explain(self, error: BaseException) -> None:
@@ -551,7 +549,7 @@ class Rounds:
         for number, shard in list(self.checkpoint.shards.items()):
             if isinstance(shard.state, Dropped) or number in self._read | self._made:
                 continue
-            ours = pc.is_in(self.keys, value_set=keys_of(self.checkpoint.requests(number)))
+            ours = pc.is_in(self.keys, value_set=self.checkpoint.row_keys(number))
             n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
             if not n_wanted or not self._is_worth_it(number, n_wanted):
                 continue
@@ -617,7 +615,7 @@ class Rounds:
         checkpoint = self.checkpoint
         with checkpoint.planning:
             again, self._again = self._again, {}
-            left = {number: self._without_newer(number, keys) for number, keys in again.items()}
+            left = self._without_newer(again)
             by_round: dict[int, list[int]] = {}
             for number in sorted(left, key=checkpoint.model_of):
                 if len(left[number]):
@@ -631,23 +629,22 @@ class Rounds:
                 models = dict.fromkeys(map(checkpoint.model_of, numbers), lambda: None)
                 self._cut(lines, self._limits(models), round_=round_)
 
-    def _without_newer(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
+    def _without_newer(
+        self, again: Mapping[int, pa.FixedSizeBinaryArray]
+    ) -> dict[int, pa.FixedSizeBinaryArray]:
         """The keys that no later shard holds; those that hold some are waited for."""
-        for newer, shard in list(self.checkpoint.shards.items()):
-            if newer <= number or isinstance(shard.state, Dropped):
-                continue
-            there = pc.is_in(keys, value_set=keys_of(self.checkpoint.requests(newer)))
-            if pc.any(there).as_py():
-                # Whoever made it counts its rows' tries from where they stand here.
-                round_ = self._rounds.get(number, 0)
-                round_ += isinstance(self.checkpoint.shards[number].state, Collected)
-                self._rounds.setdefault(newer, round_)
-                if not _is_unsent(shard.state):
-                    self._watch(newer)
-                elif newer not in self._held:
-                    self._held.append(newer)
-                keys = keys.filter(pc.invert(there))
-        return keys
+        found = self.checkpoint.newer(again)
+        for number, newer in found.items():
+            # Whoever made it counts its rows' tries from where they stand here.
+            round_ = self._rounds.get(number, 0)
+            round_ += isinstance(self.checkpoint.shards[number].state, Collected)
+            for there in newer.unique().drop_null().to_pylist():
+                self._rounds.setdefault(there, round_)
+                if not _is_unsent(self.checkpoint.shards[there].state):
+                    self._watch(there)
+                elif there not in self._held:
+                    self._held.append(there)
+        return {number: keys.filter(found[number].is_null()) for number, keys in again.items()}
 
     def _limits(self, counts: Mapping[str, Callable[[], float | None]]) -> Limits:
         """The user's limits, and what was learned of the queues; `counts` as for `Engine.room`."""
@@ -740,13 +737,15 @@ class Rounds:
 
     def _lose(self, number: int) -> None:
         """Take note that a shard with rows of ours was dropped, before it was sent."""
-        self._again[number] = self._ours(number, keys_of(self.checkpoint.requests(number)))
+        self._again[number] = self._ours(number, self.checkpoint.row_keys(number))
 
     def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
         """Those of a shard's keys that name rows of this call."""
-        if number in self._made:
+        if number in self._made or not len(keys):
             return keys
-        ours = pa.concat_arrays([self.keys, *self.keys_of_windows])
+        ours = pa.chunked_array([self.keys, *self.keys_of_windows])
+        # Those of a shard are few: all others are not made a set of for each shard.
+        ours = ours.filter(pc.is_in(ours, value_set=keys)).combine_chunks()
         return keys.filter(pc.is_in(keys, value_set=ours))
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
