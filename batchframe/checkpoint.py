@@ -240,8 +240,9 @@ class Checkpoint:
         except OSError:
             return False
         try:
-            # Given free at once, by closing.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # Given free at once, and not only by closing: a forked child may hold a copy.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         except BlockingIOError:
             return True
         except OSError:  # a file system without locks
