@@ -727,6 +727,8 @@ class Checkpoint:
                     f"{self.path} is in use by {holder}. Nothing was sent. Wait for it to end, or "
                     "give this call a checkpoint= of its own."
                 ) from None
+            except OSError:  # a file system without locks: the log alone protects
+                break
         file.truncate(0)
         file.seek(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -735,7 +737,8 @@ class Checkpoint:
         if self._lock_file is not None:
             if fcntl is not None:
                 # Unlocked, and not only closed: a forked child may hold a copy of the file.
-                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(self._lock_file, fcntl.LOCK_UN)
             self._lock_file.close()
             self._lock_file = None
 

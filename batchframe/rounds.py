@@ -208,8 +208,12 @@ def rounds_of_checkpoint(
     """
     engine = engine or default_engine()
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    if options.max_cost_usd is None:
-        options = replace(options, max_cost_usd=checkpoint.max_cost_usd())
+    try:
+        if options.max_cost_usd is None:
+            options = replace(options, max_cost_usd=checkpoint.max_cost_usd())
+    except BaseException:
+        checkpoint.close()
+        raise
     return Rounds(None, None, checkpoint, submission, options, engine)
 
 

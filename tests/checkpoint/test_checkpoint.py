@@ -1095,3 +1095,19 @@ def test_a_damaged_table_is_not_an_empty_one(open_checkpoint, path, part, damage
     with pytest.raises(CheckpointCorruptError, match=message) as caught:
         checkpoint.results() if part == "results" else checkpoint.requests(number)
     assert str(file) in str(caught.value)
+
+
+def test_a_file_system_without_locks_is_protected_by_the_log(open_checkpoint, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    checkpoint = open_checkpoint()
+    assert not checkpoint.is_at_work()
+    checkpoint.close()
+    (checkpoint.path / "log" / "00000003.json").touch()
+
+    with pytest.raises(CheckpointCorruptError, match=r"The log of .* is broken"):
+        open_checkpoint()
