@@ -1106,3 +1106,19 @@ def test_all_that_a_checkpoint_may_hold_goes_with_it(open_checkpoint, path):
     remove_checkpoint(path)
 
     assert not path.exists()
+
+
+def test_a_file_system_without_locks_is_protected_by_the_log(open_checkpoint, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    checkpoint = open_checkpoint()
+    assert not checkpoint.is_at_work()
+    checkpoint.close()
+    (checkpoint.path / "log" / "00000003.json").touch()
+
+    with pytest.raises(CheckpointCorruptError, match=r"The log of .* is broken"):
+        open_checkpoint()

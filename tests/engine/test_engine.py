@@ -925,3 +925,14 @@ def test_a_queue_that_is_full_at_create_and_says_no_number_is_waited_for(run, cl
         assert completions(results) == answers_to(rows)
         assert server.calls()["batches.create"] == 3
         assert_each_paid_once(server, 10)
+
+
+@pytest.mark.parametrize("kind", ["queue-full", "queue-full:5", "queue-full:5:429"])
+def test_a_row_that_a_queue_never_takes_at_create_ends_the_run(run, clock, kind):
+    with LocalServer(clock=clock, stage_seconds=30) as server:
+        server.inject(Fault("batches.create", kind, times=None))
+        with pytest.raises(bf.ProviderError, match="One row by itself was refused 4 times") as met:
+            run(server, rows_of(2), model="gpt-4o")
+
+        assert "Nothing was billed" in str(met.value)
+        assert server.executions() == {}
