@@ -319,6 +319,11 @@ class Checkpoint:
         try:
             return self._storage.open(self.input_path(number))
         except FileNotFoundError:
+            # Another process has sent it, and removed it, where the log goes on without us.
+            with self._commits:
+                is_overtaken = self._commit_path(self._n_commits).exists()
+            if is_overtaken:
+                raise self._overtaken() from None
             raise CheckpointCorruptError(
                 f"The input file of shard {number} is gone from {self.path}."
             ) from None
@@ -440,14 +445,17 @@ class Checkpoint:
                 # Our own commit, which failed after it had its name: the next opening reads it.
                 raise self._failure
             if not is_ours:
-                raise CheckpointBusyError(
-                    f"Another process works on {self.path} and has overtaken this one, which stops "
-                    "here. Nothing is lost: run the same call again when the other has ended."
-                )
+                raise self._overtaken()
             self._n_commits += 1
             self._last_hash = sha256(data).hexdigest()
             self._apply(number, state, event)
             return state
+
+    def _overtaken(self) -> CheckpointBusyError:
+        return CheckpointBusyError(
+            f"Another process works on {self.path} and has overtaken this one, which stops here. "
+            "Nothing is lost: run the same call again when the other has ended."
+        )
 
     def observe(self, number: int, seen: BatchSeen) -> None:
         """Take note of a live batch's progress, which the log does not keep."""

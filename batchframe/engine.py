@@ -368,7 +368,7 @@ class Engine:
             look()
             if left <= 0 or (settled and jobs == before):
                 return settled
-            time.sleep(min(_LOOKS * (time.perf_counter() - began), 0.2))
+            self.clock.pause(min(_LOOKS * (time.perf_counter() - began), 0.2))
 
     # The control thread
 

@@ -702,6 +702,16 @@ def test_a_process_that_was_overtaken_can_never_commit_again(two_openers, reopen
     assert reopened().shards[0].state == Ended(batch=DONE)
 
 
+def test_a_process_that_was_overtaken_is_told_so_where_an_input_file_is_gone(two_openers):
+    winner, loser = two_openers
+    run_to(winner, 0, STARTED, seen(), DONE)
+    winner.input_path(0).unlink()  # as it does when nothing is to be sent from it any more
+    with pytest.raises(CheckpointBusyError, match="has overtaken this one, which stops here"):
+        loser.input_file(0)
+    with pytest.raises(CheckpointCorruptError, match="The input file of shard 0 is gone from"):
+        winner.input_file(0)
+
+
 # One spec, one layout
 
 
