@@ -723,6 +723,8 @@ class Rounds:
                 except Unavailable:
                     self._next_cancel = now + _CANCEL_SECONDS
                     return
+                except ProviderError as reason:  # it goes on, and is collected when it has ended
+                    _log.warning("%s", reason)
                 self._cancelled.add(job.state.batch.batch_id)
 
     def _drop_withdrawn(self) -> None:

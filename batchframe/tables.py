@@ -11,6 +11,7 @@ such as 007, digits and line ends stay.
 import csv
 import io
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -136,12 +137,26 @@ def writer_of(rows: RowsOfFile, format_: Format) -> Callable[[BinaryIO, pa.Table
         table = pa.table(rows.values(rows.labels))
         return lambda file, new: pq.write_table(_beside(table, new), file)
 
+    if rows.format is Format.PARQUET:
+        _check_texts(rows, format_)
+
     def write(file: BinaryIO, new: pa.Table) -> None:
         labels = [*rows.labels, *new.column_names]
         both = zip(rows.objects(), _values(new), strict=True)
         _write_text(file, labels, (row | fields for row, fields in both), format_)
 
     return write
+
+
+def _check_texts(rows: RowsOfFile, format_: Format) -> None:
+    """Raise ColumnError if rows hold what has no text, before they are paid for."""
+    try:
+        deque(map(_object, rows.objects()), maxlen=0)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ColumnError(
+            f"The rows cannot be written as {format_}: {error}. Nothing was sent. Write parquet, "
+            "or leave out or cast the column."
+        ) from None
 
 
 def write_table(file: BinaryIO, table: pa.Table, format_: Format) -> None:
@@ -300,7 +315,7 @@ def _cell(value: object) -> str:
         case int() | float():
             return repr(value)
         case _:  # lists and objects as JSON, dates and the like as JSON has them
-            text = msgspec.json.encode(value).decode()
+            text = _encoded(value).decode()
             if not isinstance(value, list | dict):
                 text = text.strip('"')
     if not text or _TO_QUOTE.search(text):
@@ -378,10 +393,15 @@ def _merged(line: bytes, new: dict[str, Any]) -> bytes:
 
 
 def _object(row: dict[str, Any]) -> bytes:
-    encoded = msgspec.json.encode(row)
+    encoded = _encoded(row)
     for character, escaped in _LINE_ENDS.items():
         encoded = encoded.replace(character, escaped)
     return encoded
+
+
+def _encoded(value: object) -> bytes:
+    """A value as JSON; what JSON has no form for, such as a Timedelta of pandas, as its text."""
+    return msgspec.json.encode(value, enc_hook=str)
 
 
 def _values(table: pa.Table) -> Iterator[dict[str, Any]]:

@@ -9,19 +9,26 @@ import textwrap
 import warnings
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import typer
 from typer.core import TyperGroup
 
 from batchframe.core.texts import printable
-from batchframe.errors import BatchframeError, CheckpointBusyError, RunTimeoutError
+from batchframe.errors import (
+    BatchframeError,
+    CheckpointBusyError,
+    ParameterError,
+    RunTimeoutError,
+)
 
 __all__ = [
     "NOTHING_LOST",
     "Exit",
     "app",
     "count",
+    "expanded",
     "say",
     "show",
     "show_json",
@@ -46,8 +53,18 @@ class Exit(IntEnum):
 
 #: Keywords of the package's messages that are options here.
 _KEYWORDS = re.compile(
-    r"\b(checkpoint|dedupe|endpoint|limits|max_cost_usd|model|nulls|output|response_format"
+    r"(?<!\()(?<!metadata )\b"
+    r"(checkpoint|dedupe|endpoint|max_cost_usd|model|nulls|output|response_format"
     r"|retry_failed|system|template|timeout|id_col|prompt_col)=(True\b|\.\.\.)?"
+)
+#: Values that are written in another way here: first of all, as they hold such keywords.
+_VALUES = (
+    (re.compile(r"prices=\{(['\"])(.*?)\1: bf\.Rates\(.*?\)\}"), r"--price \2=IN,OUT"),
+    (re.compile(r"\bmax_cost_usd\b(?!=)"), "--max-cost"),
+    (re.compile(r"limits=bf\.Limits\(max_requests=\.\.\.\)"), "--batch-size"),
+    (re.compile(r"Limits\(max_requests=([^).]*)\)"), r"--batch-size \1"),
+    (re.compile(r"Limits\(max_live_batches=([^).]*)\)"), r"--max-live \1"),
+    (re.compile(r"Limits\(max_enqueued_tokens=([^).]*)\)"), r"--max-enqueued-tokens \1"),
 )
 
 
@@ -62,8 +79,21 @@ def _in_options(message: str) -> str:
             else (f"--{name} ")
         )
 
+    for value, written in _VALUES:
+        message = value.sub(written, message)
     message = _KEYWORDS.sub(option, message)
     return re.sub(r"\bthe (same )?call again", r"the \1line again", message)
+
+
+def expanded(path: str | Path) -> Path:
+    """A path of the line, with ~ for a home directory.
+
+    Raises ParameterError where there is none.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ParameterError(f"{path} names no known home directory. Nothing was sent.") from None
 
 
 def say(message: str) -> None:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchframe.cli import options as o
-from batchframe.cli.app import Exit, app, count, say, show, show_json, to_stdout, words_of
+from batchframe.cli.app import Exit, app, count, expanded, say, show, show_json, to_stdout, words_of
 from batchframe.errors import CheckpointCorruptError, CheckpointError, RunTimeoutError
 from batchframe.parameters import HOME
 
@@ -142,7 +142,7 @@ def results(directory: o.Directory, target: o.Target, *, to: o.To = None) -> Non
     if target == "-":
         to_stdout(lambda file: write_table(file, table, format_))
         return
-    with replacing(Path(target).expanduser()) as path, path.open("xb") as file:
+    with replacing(expanded(target)) as path, path.open("xb") as file:
         write_table(file, table, format_)
     say(f"{count(len(table), 'row')} written to {target}.")
 
@@ -286,8 +286,7 @@ def purge(
     from batchframe.overview import status_of
     from batchframe.storage import Storage
 
-    with suppress(KeyError):
-        directory = directory.expanduser()
+    directory = expanded(directory)
     with ExitStack() as stack:
         try:
             spec = Checkpoint.read(directory, Storage(), SystemClock()).spec

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from batchframe.cli import options as o
-from batchframe.cli.app import Exit, app, show, show_json
+from batchframe.cli.app import Exit, app, expanded, show, show_json
 from batchframe.demo import run_demo
 from batchframe.errors import BatchframeError
 
@@ -53,7 +53,7 @@ def doctor(
     from batchframe.doctor import examine
 
     findings = []
-    for found in examine(directory):
+    for found in examine(expanded(directory)):
         findings.append(found)
         if not as_json:
             word = "ok   " if found.is_ok else "WRONG"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from batchframe.cli.app import expanded
 from batchframe.errors import ParameterError
 from batchframe.frames import accessor
 
@@ -232,7 +233,7 @@ def prices_of(pairs: Sequence[str] | None) -> Any:
     for pair in pairs:
         model, _, rates = pair.rpartition("=")
         try:
-            paid_in, paid_out = map(float, rates.split(","))
+            paid_in, paid_out = map(float, (rates if model else "").split(","))
         except ValueError:
             raise typer.BadParameter(
                 f"{pair!r} is not of the form MODEL=IN,OUT, such as gpt-4o-mini=0.075,0.3",
@@ -265,6 +266,6 @@ def _params_of(pairs: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]
 
 def _schema_in(path: Path) -> Any:
     try:
-        return msgspec.json.decode(path.expanduser().read_bytes())
+        return msgspec.json.decode(expanded(path).read_bytes())
     except msgspec.DecodeError as error:
         raise ParameterError(f"{path} is not JSON: {error}. Nothing was sent.") from None

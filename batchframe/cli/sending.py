@@ -4,13 +4,12 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from batchframe.cli import options as o
-from batchframe.cli.app import Exit, app, count, say, show, show_json, to_stdout, words_of
+from batchframe.cli.app import Exit, app, count, expanded, say, show, show_json, to_stdout, words_of
 from batchframe.errors import ParameterError, RunTimeoutError
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ class _Job:
     def __init__(self, source: str, target: str, from_: "Format", to: "Format") -> None:
         """Check what can be checked before anything is read."""
         self._source, self._target, self._from, self._to = source, target, from_, to
-        path = Path(target).expanduser()
+        path = expanded(target)
         self._path = None if target == "-" else path
         if target == "-":
             return
@@ -177,7 +176,7 @@ class _Job:
             )
         if not path.parent.is_dir():
             raise ParameterError(f"There is no directory {path.parent}. Nothing was sent.")
-        if source != "-" and path.resolve() == Path(source).expanduser().resolve():
+        if source != "-" and path.resolve() == expanded(source).resolve():
             raise ParameterError(
                 f"{target} is the file that is read. Nothing was sent. Name another one."
             )
@@ -249,7 +248,7 @@ def _rows_of(source: str, format_: "Format") -> "RowsOfFile":
     if source == "-":
         return read_rows(sys.stdin.buffer.read(), format_, "standard input")
     try:
-        data = Path(source).expanduser().read_bytes()
+        data = expanded(source).read_bytes()
     except OSError as error:
         raise ParameterError(
             f"{source} cannot be read: {error.strerror}. Nothing was sent."

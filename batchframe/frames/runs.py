@@ -22,6 +22,7 @@ from batchframe.clock import SystemClock
 from batchframe.core.batches import Collected, Dropped, Live
 from batchframe.core.prices import unpriced_models
 from batchframe.core.retries import latest
+from batchframe.core.spec import Spec
 from batchframe.errors import BatchframeError, CheckpointError, ProviderError, RunTimeoutError
 from batchframe.frames.calls import (
     PRICES_WAY_OUT,
@@ -257,6 +258,7 @@ class Run:
 
         Raises:
             ApiKeyError: there are live batches, and there is no usable key.
+            CheckpointMismatchError: the key is of another account.
             ProviderError: the service refused or did not answer. Nothing more is sent all the same.
         """
         checkpoint = self._look()
@@ -266,14 +268,21 @@ class Run:
         if not live:
             return
         provider = Provider(self._settings.client)
+        checkpoint.check_spec(Spec(account=provider.account, **_shared(checkpoint)))
+        # One that is refused keeps none of the others running.
+        refusals: list[tuple[str, Exception]] = []
         for batch in live:
             try:
                 provider.cancel(batch.batch_id)
-            except Unavailable as reason:
-                raise ProviderError(
-                    f"The batch {batch.batch_id} could not be cancelled now: {reason}. Nothing "
-                    "more is sent; cancel again, or wait(), which asks until it is answered."
-                ) from reason
+            except (Unavailable, ProviderError) as reason:
+                refusals.append((batch.batch_id, reason))
+        if refusals:
+            (batch_id, reason), *others = refusals
+            more = f" (and {len(others)} more)" if others else ""
+            raise ProviderError(
+                f"The batch {batch_id}{more} could not be cancelled now: {reason} Nothing more is "
+                "sent; cancel again, or wait(), which asks until it is answered."
+            ) from reason
 
     def detach(self) -> bool:
         """Stop working on the run in this process; its batches go on, and `wait` takes it up.

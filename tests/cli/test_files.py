@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -260,3 +261,52 @@ def test_an_unknown_price_is_said_in_a_line_and_can_be_given(terminal, tmp_path)
     assert first.startswith("batchframe: No price is known for mine: their cost is null")
     assert second == "batchframe: 1 row: 1 ok; an unknown cost. Written to out.csv."
     assert json.loads(known.stdout)["cost_usd"] == pytest.approx(8 * 1e-6 + 3 * 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "words"),
+    [
+        (
+            ["complete", "~no-such-user/in.csv", "out.csv", *ASKED],
+            1,
+            "~no-such-user/in.csv names no known home",
+        ),
+        (
+            ["complete", "in.csv", "~no-such-user/out.csv", *ASKED],
+            1,
+            "~no-such-user/out.csv names no known",
+        ),
+        (["purge", "~no-such-user/ck"], 1, "~no-such-user/ck names no known home directory"),
+        (["doctor", "~no-such-user"], 1, "~no-such-user names no known home directory"),
+        (["complete", "in.csv", "out.csv", *ASKED, "--price", "=1,2"], 2, "'=1,2' is not of the"),
+        (
+            ["complete", "in.csv", "out.csv", *ASKED, "--batch-size", "0"],
+            1,
+            "batchframe: --batch-size 0 must be from 1 to 50,000.",
+        ),
+        (
+            ["complete", "in.csv", "out.csv", *ASKED, "--price", "x=1,-1"],
+            1,
+            "Rates(output=-1.0) must be dollars",
+        ),
+    ],
+)
+def test_a_line_that_makes_no_sense_is_told_in_its_own_words(invoke, tmp_path, line, code, words):
+    (tmp_path / "in.csv").write_text("id,prompt\n1,a\n")
+    done = invoke(*line)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert words in done.stderr
+
+
+def test_ways_out_are_told_in_options(terminal, tmp_path):
+    (tmp_path / "in.csv").write_text("id,prompt\n1,a\n2,b\n")
+    bounded = ["--param", "max_completion_tokens=1000", "--max-cost", "0.0001"]
+    dear = terminal.run("complete", "in.csv", "out.csv", *ASKED, *bounded)
+    other = ["--model", "theirs", "--checkpoint", "other"]
+    terminal.command = [sys.executable, "-m", "batchframe"]  # warnings are words for people
+    unknown = terminal.run("complete", "in.csv", "out.csv", *ASKED, *other)
+
+    assert (dear.returncode, unknown.returncode) == (1, 0), unknown.stderr
+    assert b"raise --max-cost" in dear.stderr
+    assert b"smaller batches, --batch-size, or a lower limit" in dear.stderr
+    assert b"per million tokens: --price theirs=IN,OUT." in unknown.stderr

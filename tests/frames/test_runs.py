@@ -245,6 +245,33 @@ def test_a_run_is_cancelled_through_another_handle(keywords, still, moving, open
     assert still.executions() == {}
 
 
+def test_a_batch_that_cannot_be_cancelled_keeps_no_other_running(keywords, still, moving, opened):
+    run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+    assert run.detach() is False
+
+    still.inject(Fault("batches.cancel", "error-before:400"))
+    with pytest.raises(bf.ProviderError, match=r"batch_\w+ could not be cancelled now"):
+        opened().cancel()
+
+    assert still.calls()["batches.cancel"] == 2
+    # Nor does it end the work of who waits.
+    still.inject(Fault("batches.cancel", "error-before:400"))
+    with moving:
+        opened().wait()
+    out = bf.results(keywords["checkpoint"])
+    assert set(out["status"].to_pylist()) <= {"ok", "cancelled"}
+
+
+def test_another_account_is_asked_to_cancel_nothing(keywords, still, checkpoint):
+    run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+    assert run.detach() is False
+
+    with LocalServer() as other:
+        with pytest.raises(bf.CheckpointMismatchError):
+            bf.open_run(checkpoint, client=other.client()).cancel()
+        assert other.calls() == {}
+
+
 def test_a_handle_without_the_frame_cancels_what_nobody_works_on(keywords, still, moving, opened):
     bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords).detach()
     other = opened()
