@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(all_cores):
     """One chromium for a module; its profile is new, and removed when it closes."""
     chromium = shutil.which("chromium")
     if chromium is None:

@@ -349,10 +349,15 @@ def test_a_small_disk_that_is_full_is_said_and_mended(terminal, server, tmp_path
 
 def test_what_prints_data_prints_nothing_else(terminal, tmp_path):
     write_rows(tmp_path / "in.csv", 4)
-    done = terminal.run("complete", "in.csv", "out.csv", *ASKED, "--json")
 
+    def told_by(*line):
+        ended = terminal.run(*line, "--json")
+        assert ended.returncode == 0, (ended.stdout, ended.stderr)
+        return json.loads(ended.stdout)
+
+    done = told_by("complete", "in.csv", "out.csv", *ASKED)
     told = {
-        name: json.loads(terminal.run(*line, "--json").stdout)
+        name: told_by(*line)
         for name, line in {
             "status": ["status", "ck"],
             "watch": ["status", "ck", "--watch"],
@@ -365,7 +370,7 @@ def test_what_prints_data_prints_nothing_else(terminal, tmp_path):
     shown = {name: terminal.run(name, "ck") for name in ("status", "usage", "wait")}
     report = terminal.run("report", "ck", "report.html")
 
-    assert json.loads(done.stdout)["rows"] == {"ok": 4}
+    assert done["rows"] == {"ok": 4}
     assert told["status"] == told["watch"] == told["wait"]
     assert told["runs"] == [told["status"]]
     assert told["status"]["path"] == str(tmp_path / "ck")
@@ -374,7 +379,7 @@ def test_what_prints_data_prints_nothing_else(terminal, tmp_path):
         *("cost_usd", "input_tokens", "output_tokens", "eta_seconds", "kept_until", "is_done"),
         "is_at_work",
     }
-    assert told["usage"]["cost_usd"] == pytest.approx(json.loads(done.stdout)["cost_usd"])
+    assert told["usage"]["cost_usd"] == pytest.approx(done["cost_usd"])
     assert [line["category"] for line in told["usage"]["lines"]] == [
         "prompt",
         "completion",

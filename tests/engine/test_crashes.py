@@ -124,7 +124,7 @@ def test_a_run_that_died_at_any_operation_is_resumed_and_pays_once(tmp_path, end
             assert {row["status"] for row in results} == {"ok"}, where
             n_created = server.calls()["batches.create"] - created
             assert n_created in (disturbed if died else undisturbed), where
-            assert sum(server.executions().values()) == point * ROWS, where
+            assert server.billed().requests == point * ROWS, where
         # An undisturbed run of two shards has some hundred operations; all of them were tried.
         assert point > 100
 
@@ -151,7 +151,7 @@ def test_a_run_that_died_over_batches_that_came_to_nothing_is_resumed_and_pays_o
             point += 1
             path = tmp_path / f"point {point}"
             where = f"died at point {point}"
-            paid = sum(server.executions().values())
+            paid = server.billed().requests
             prompts = [f"{path.name}, question {row}" for row in range(ROWS)]
             provider, life = provider_of(server.client()), Life(point)
 
@@ -169,7 +169,7 @@ def test_a_run_that_died_over_batches_that_came_to_nothing_is_resumed_and_pays_o
                 statuses = [row["status"] for row in results]
                 assert statuses.count("ok") == n_ok, where
                 assert statuses.count(ended) == ROWS - n_ok, where
-                assert sum(server.executions().values()) - paid == n_ok, where
+                assert server.billed().requests - paid == n_ok, where
 
             # What came to nothing is not sent again unless that is asked for, and then it is.
             again = run_once(
@@ -184,6 +184,6 @@ def test_a_run_that_died_over_batches_that_came_to_nothing_is_resumed_and_pays_o
             assert [row["completion"] for row in again] == [
                 f"echo: {prompt}" for prompt in prompts
             ], where
-            assert sum(server.executions().values()) - paid == ROWS, where
+            assert server.billed().requests - paid == ROWS, where
         assert point > 80
         assert stopped < point / 2

@@ -39,13 +39,15 @@ from tests.engine.processes import ROOT, Child, Nursery, prompts_of
 if sys.platform == "win32":
     pytest.skip("signals and fork are POSIX", allow_module_level=True)
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 ROWS = 40  # in shards of ten
 KILLS = int(os.environ.get("BATCHFRAME_KILLS", "25"))
 SEED = int(os.environ.get("BATCHFRAME_SEED", "20260801"))
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
+def nursery(all_cores) -> Iterator[Nursery]:
     with Nursery() as nursery:
         yield nursery
 
