@@ -52,12 +52,19 @@ def create_app(
         request = Request(scope)
         request_id = f"req_{secrets.token_hex(16)}"
         arrived_at = clock.now()
-        status: int | None = None
+        is_logged = False
+
+        def log(status: int | None) -> None:
+            # Before the reply is sent, so that who has it finds the call in the log.
+            nonlocal is_logged
+            if not is_logged:
+                is_logged = True
+                call = Call(arrived_at, request.method, request.url.path, status, request_id)
+                store.log(call)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                log(message["status"])
                 pair = (b"x-request-id", request_id.encode())
                 message = {**message, "headers": [*message["headers"], pair]}
             await send(message)
@@ -68,7 +75,7 @@ def create_app(
         try:
             await reply(scope, receive, send_with_id)
         finally:
-            store.log(Call(arrived_at, request.method, request.url.path, status, request_id))
+            log(None)
 
     return answer
 

@@ -150,7 +150,7 @@ def test_every_error_is_in_the_envelope(bench):
     for reply in replies:
         assert reply.json()["error"].keys() == {"message", "type", "param", "code"}
         assert reply.headers["x-request-id"].startswith("req_")
-    assert replies[2].headers["allow"] == "GET, HEAD, POST"
+    assert set(replies[2].headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
 
 
 def test_the_log_names_each_call_and_its_answer_but_no_key_and_no_body(serve, clock):
@@ -169,8 +169,9 @@ def test_the_log_names_each_call_and_its_answer_but_no_key_and_no_body(serve, cl
 
 
 def test_the_log_is_bounded(bench):
-    for _ in range(1_001):
-        bench.raw("GET", "/nowhere")
+    with httpx2.Client(trust_env=False, verify=False) as client:
+        for _ in range(1_001):
+            client.get(bench.server.base_url)
 
     assert len(bench.server.log()) == 1_000
 

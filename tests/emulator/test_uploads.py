@@ -150,7 +150,11 @@ def test_a_part_above_64_mebibytes_is_refused(bench, begin, refused):
     upload = begin(65 * MEBIBYTE)
     content = bytes(64 * MEBIBYTE + 1)
 
-    assert refused(bench.client.uploads.parts.create, upload.id, data=content) == (400, None, "data")
+    assert refused(bench.client.uploads.parts.create, upload.id, data=content) == (
+        400,
+        None,
+        "data",
+    )
     assert _part(bench, upload, content[1:]).upload_id == upload.id
 
 
@@ -161,10 +165,10 @@ def test_the_parts_of_uploads_that_ended_are_gone_from_the_disk(serve, tmp_path,
     expired = client.uploads.create(bytes=9, **order)
     _part(bench, expired, b"a secret1")
     clock.advance(HOUR)
-    for end in (client.uploads.cancel, lambda i: client.uploads.complete(i, part_ids=[part.id])):
-        upload = client.uploads.create(bytes=9, **order)
-        part = _part(bench, upload, b"a secret2")
-        end(upload.id)
+    cancelled, completed = (client.uploads.create(bytes=9, **order) for _ in range(2))
+    _part(bench, cancelled, b"a secret2")
+    client.uploads.cancel(cancelled.id)
+    _complete(bench, completed, _part(bench, completed, b"a secret3"))
 
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert sum(b"a secret" in content for content in kept) == 1  # the file that came of one
