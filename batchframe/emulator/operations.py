@@ -14,10 +14,10 @@ from .records import Batch, File, Refusal
 from .requests import (
     MAX_FILE_BYTES,
     MAX_PART_BYTES,
-    file_lasts,
     page_limit,
     parse_json,
     read_completion,
+    read_form,
     read_order,
     read_upload_order,
 )
@@ -51,21 +51,13 @@ class Operation:
 async def _create_file(store: Store, request: Request) -> Response:
     async with request.form() as form:
         upload = _file_field(form, "file")
-        purpose = form.get("purpose")
-        if not isinstance(purpose, str):
-            message = "Missing required parameter: 'purpose'."
-            raise Refusal(400, message, code="missing_required_parameter", param="purpose")
-        expiry = {
-            key: form[f"expires_after[{key}]"]
-            for key in ("anchor", "seconds")
-            if f"expires_after[{key}]" in form
-        }
+        purpose, lasts = read_form({k: v for k, v in form.items() if k != "file"})
         create = partial(
             store.create_file,
             upload.file,
             filename=upload.filename or "",
             purpose=purpose,
-            expires_after=file_lasts(expiry or None, purpose),
+            expires_after=lasts,
         )
         file = await run_in_threadpool(create)
     return JSONResponse(file.as_json())

@@ -5,6 +5,7 @@ later, while the batch is `validating`.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ __all__ = [
     "Completion",
     "UploadOrder",
     "check_upload",
-    "file_lasts",
     "page_limit",
     "parse_json",
     "read_completion",
+    "read_form",
     "read_order",
     "read_upload_order",
 ]
@@ -69,6 +70,7 @@ _METADATA_PAIRS, _METADATA_KEY, _METADATA_VALUE = 16, 64, 512
 _ORDER_FIELDS = frozenset(
     {"input_file_id", "endpoint", "completion_window", "metadata", "output_expires_after"}
 )
+_FORM_FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 _UPLOAD_FIELDS = frozenset({"filename", "purpose", "bytes", "mime_type", "expires_after"})
 
 #: A whole number in a query or a form.
@@ -146,7 +148,7 @@ def read_order(sent: dict[str, Any]) -> BatchOrder:
         message = f"Invalid value: '{sent['completion_window']}'. Value must be '24h'."
         raise Refusal(400, message, code="invalid_value", param="completion_window")
     _check_metadata(sent.get("metadata"))
-    lasts = _expiry_seconds(sent.get("output_expires_after"), "output_expires_after")
+    lasts = _expiry_seconds(sent, "output_expires_after")
     return BatchOrder(
         input_file_id=sent["input_file_id"],
         endpoint=sent["endpoint"],
@@ -167,30 +169,34 @@ def read_upload_order(sent: dict[str, Any]) -> UploadOrder:
         purpose=sent["purpose"],
         mime_type=sent["mime_type"],
         n_bytes=_bounded(sent["bytes"], "bytes", 1, MAX_UPLOAD_BYTES),
-        expires_after=file_lasts(sent.get("expires_after"), sent["purpose"]),
+        expires_after=_file_lasts(sent, sent["purpose"]),
     )
 
 
 def read_completion(sent: dict[str, Any]) -> Completion:
     """Check the JSON body that completes an upload."""
     _check_fields(sent, frozenset({"part_ids", "md5"}), ())
-    part_ids, md5 = sent.get("part_ids"), sent.get("md5")
-    if part_ids is None:
+    if "part_ids" not in sent:
         raise _missing("part_ids")
+    part_ids = sent["part_ids"]
     if not isinstance(part_ids, list) or not all(isinstance(i, str) for i in part_ids):
         raise _wrong_type("part_ids", "an array of strings")
-    if md5 is not None and not isinstance(md5, str):
+    if not isinstance(sent.get("md5", ""), str):
         raise _wrong_type("md5", "a string")
-    return Completion(tuple(part_ids), md5)
+    return Completion(tuple(part_ids), sent.get("md5"))
 
 
-def file_lasts(sent: Any, purpose: str) -> int | None:
-    """The seconds that a file lasts, by its `expires_after` or by its purpose; None is for ever.
-
-    The number may be a text, as it is in the fields of a form.
-    """
-    lasts = _expiry_seconds(sent, "expires_after")
-    return _RETENTION_SECONDS if lasts is None and purpose == "batch" else lasts
+def read_form(sent: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Check the fields of `POST /v1/files` but the file: its purpose, and the seconds it lasts."""
+    _check_fields(sent, _FORM_FIELDS, ("purpose",))
+    # As the SDK sends an object in a form (openai-python 3.57).
+    expiry = {
+        key.removeprefix("expires_after[").removesuffix("]"): _number(value)
+        for key, value in sent.items()
+        if key.startswith("expires_after[")
+    }
+    purpose = sent["purpose"]
+    return purpose, _file_lasts({"expires_after": expiry} if expiry else {}, purpose)
 
 
 def page_limit(sent: str | None, default: int, highest: int) -> int:
@@ -198,17 +204,26 @@ def page_limit(sent: str | None, default: int, highest: int) -> int:
     return default if sent is None else _bounded(_number(sent), "limit", 1, highest)
 
 
-def _expiry_seconds(sent: Any, param: str) -> int | None:
-    if sent is None:
+def _file_lasts(sent: Mapping[str, Any], purpose: str) -> int | None:
+    """The seconds that a file lasts, by its `expires_after` or by its purpose; None is for ever."""
+    lasts = _expiry_seconds(sent, "expires_after")
+    return _RETENTION_SECONDS if lasts is None and purpose == "batch" else lasts
+
+
+def _expiry_seconds(sent: Mapping[str, Any], param: str) -> int | None:
+    if param not in sent:
         return None
-    if not isinstance(sent, dict) or sent.get("anchor") != "created_at":
+    expiry = sent[param]
+    if not isinstance(expiry, dict):
+        raise _wrong_type(param, "an object")
+    if expiry.get("anchor") != "created_at":
         message = f"Invalid value for '{param}.anchor': must be 'created_at'."
         raise Refusal(400, message, code="invalid_value", param=f"{param}.anchor")
     low, high = _EXPIRY_SECONDS
-    return _bounded(_number(sent.get("seconds")), f"{param}.seconds", low, high)
+    return _bounded(expiry.get("seconds"), f"{param}.seconds", low, high)
 
 
-def _check_fields(sent: dict[str, Any], known: frozenset[str], texts: tuple[str, ...]) -> None:
+def _check_fields(sent: Mapping[str, Any], known: frozenset[str], texts: tuple[str, ...]) -> None:
     for name in sorted(sent.keys() - known):
         message = f"Unknown parameter: '{name}'."
         raise Refusal(400, message, code="unknown_parameter", param=name)
@@ -236,10 +251,9 @@ def _check_purpose(purpose: str) -> None:
 
 
 def _number(sent: Any) -> Any:
-    """The number that a text holds, if it is one."""
-    if isinstance(sent, str) and _WHOLE_NUMBER.fullmatch(sent):
-        return int(sent)
-    return sent
+    """The whole number that a field of a form or a query holds, or what it holds."""
+    is_number = isinstance(sent, str) and _WHOLE_NUMBER.fullmatch(sent)
+    return int(sent) if is_number else sent
 
 
 def _bounded(value: Any, param: str, low: int, high: int) -> int:
