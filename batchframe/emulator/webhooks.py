@@ -69,7 +69,7 @@ class Courier:
         # Plain http needs no certificates, and to read all that a system trusts takes long.
         verify = webhook.url.startswith("https://")
         self._client = httpx2.Client(trust_env=False, verify=verify, timeout=_TIMEOUT_SECONDS)
-        self._thread = threading.Thread(target=self._run, name="emulator-webhooks")
+        self._thread = threading.Thread(target=self._run, name="emulator-webhooks", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
