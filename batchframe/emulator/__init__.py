@@ -1,4 +1,4 @@
-"""A local server of the OpenAI Files and Batches API, for tests, demonstrations and development.
+"""A local server of the OpenAI Files, Uploads and Batches API, for tests and development.
 
     from batchframe.emulator import LocalServer
 
@@ -11,18 +11,25 @@
     with LocalServer(clock=JumpClock(), faults=faults) as server:
         ...                                  # a day passes in no time, and things go wrong
 
-The modules, downwards: testing (the server as a context manager), server (HTTP), store (what is
-asked), timeline (what time does), work (rows), archive (what is kept), validation and requests
-(refusals), faults, models, schemas (answers in JSON), records (values).
+    with LocalServer(webhook_url="http://127.0.0.1:9000/hook") as server:
+        ...                                  # the end of each batch is told there, signed by
+        server.webhook_secret                # for client.webhooks.unwrap(..., secret=...)
+
+The modules, downwards: testing (the server as a context manager), server (HTTP), door (who may
+come in), operations (the thirteen), mishaps (replies that go wrong), store (what is asked), uploads
+(files in parts), webhooks, rates (how often), timeline (what time does), work (rows), archive (what
+is kept), validation and requests (refusals), faults, models, schemas (answers in JSON), records
+(values).
 """
 
 from .faults import Fault
 from .models import CallableModel, Echo, Model, SmolLM2
-from .records import Billed
+from .records import Billed, Call
 from .testing import JumpClock, LocalServer
 
 __all__ = [
     "Billed",
+    "Call",
     "CallableModel",
     "Echo",
     "Fault",

@@ -8,17 +8,19 @@ import secrets
 import sqlite3
 import threading
 from collections import Counter
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from .records import TERMINAL, Batch, File
+from .records import TERMINAL, Batch, Delivery, File, Part, Upload
 
 __all__ = ["Archive", "new_file_id"]
 
-_Record = TypeVar("_Record", File, Batch)
+_Record = TypeVar("_Record", File, Batch, Upload, Part, Delivery)
 
 
 def new_file_id() -> str:
@@ -27,21 +29,30 @@ def new_file_id() -> str:
 
 
 class Archive:
-    """One directory with its records and contents. One archive at a time per directory."""
+    """One directory with its records and contents. One archive at a time per directory.
 
-    def __init__(self, directory: Path) -> None:
+    With `announces`, each batch that ends leaves a `Delivery`, in the transaction of its end.
+    """
+
+    def __init__(self, directory: Path, *, announces: bool = False) -> None:
         #: Where the contents of files are, each under its id.
         self.contents = directory / "files"
         #: Where the rows of batches are, see `Work`.
         self.work = directory / "work"
-        self.contents.mkdir(parents=True, exist_ok=True)
-        self.work.mkdir(exist_ok=True)
+        #: Where the parts of uploads are, each under its id.
+        self.parts_folder = directory / "parts"
+        for folder in (self.contents, self.work, self.parts_folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._announces = announces
         #: Held while anything is read or written; notified when a record changed.
         self.changed = threading.Condition(threading.RLock())
         self._database = _open_database(directory / "store.sqlite")
         #: Records by id, in the order in which they came.
         self.files = _load(self._database, "files", File)
         self.batches = _load(self._database, "batches", Batch)
+        self.uploads = _load(self._database, "uploads", Upload)
+        self.parts = _load(self._database, "parts", Part)
+        self.deliveries = _load(self._database, "deliveries", Delivery)
         #: Calls that arrived, by operation.
         self.calls = Counter(dict(self._database.execute("SELECT operation, n FROM calls")))
         self._sweep()
@@ -54,25 +65,57 @@ class Archive:
         """Return the batches that time can still change."""
         return [batch for batch in self.batches.values() if batch.status not in TERMINAL]
 
-    def transaction(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
         """Save all the records that are saved inside, or none of them."""
+        if self._database.in_transaction:
+            yield
+            return
         self._database.execute("BEGIN")
-        return self._database
+        with self._database:
+            yield
 
-    def save(self, record: File | Batch) -> None:
+    def save(self, record: File | Batch | Upload | Part | Delivery) -> None:
         """Keep a new or changed record."""
-        if isinstance(record, File):
-            self.files[record.id] = record
-            table = "files"
-        else:
-            self.batches[record.id] = record
-            table = "batches"
+        match record:
+            case File():
+                self._write("files", self.files, record)
+            case Upload():
+                self._write("uploads", self.uploads, record)
+            case Part():
+                self._write("parts", self.parts, record)
+            case Delivery():
+                self._write("deliveries", self.deliveries, record)
+            case Batch():
+                with self.transaction():
+                    self._write("batches", self.batches, record)
+                    self._announce(record)
+        self.changed.notify_all()
+
+    def _write(self, table: str, records: dict[str, _Record], record: _Record) -> None:
+        records[record.id] = record
         self._database.execute(
-            f"INSERT INTO {table} VALUES (?, ?)"  # noqa: S608 - one of two words above
+            f"INSERT INTO {table} VALUES (?, ?)"  # noqa: S608 - a word of this module
             " ON CONFLICT (id) DO UPDATE SET record = excluded.record",
             (record.id, msgspec.json.encode(record)),
         )
-        self.changed.notify_all()
+
+    def _announce(self, batch: Batch) -> None:
+        if not self._announces or batch.status not in TERMINAL:
+            return
+        delivery_id = f"wh_{blake2b(batch.id.encode(), digest_size=16).hexdigest()}"
+        if delivery_id not in self.deliveries:
+            stamps = (batch.completed_at, batch.failed_at, batch.expired_at, batch.cancelled_at)
+            ended_at = max(at for at in stamps if at is not None)
+            self.save(
+                Delivery(
+                    id=delivery_id,
+                    batch_id=batch.id,
+                    status=batch.status,
+                    created_at=ended_at,
+                    next_at=ended_at,
+                )
+            )
 
     def keep_file(
         self,
@@ -103,6 +146,12 @@ class Archive:
         del self.files[file.id]
         self._database.execute("DELETE FROM files WHERE id = ?", (file.id,))
 
+    def remove_part(self, part: Part) -> None:
+        """Remove a part and its bytes."""
+        (self.parts_folder / part.id).unlink(missing_ok=True)
+        del self.parts[part.id]
+        self._database.execute("DELETE FROM parts WHERE id = ?", (part.id,))
+
     def count_call(self, operation: str) -> None:
         """Remember that a call of the operation arrived."""
         self.calls[operation] += 1
@@ -110,9 +159,16 @@ class Archive:
         self._database.execute("REPLACE INTO calls VALUES (?, ?)", (operation, n))
 
     def _sweep(self) -> None:
-        # What a killed process left: contents without a record, rows of a batch that ended.
+        # What a killed process left: contents without a record, rows of a batch that ended,
+        # parts of an upload that ended.
         for path in self.contents.iterdir():
             if path.name not in self.files:
+                path.unlink()
+        for part in list(self.parts.values()):
+            if self.uploads[part.upload_id].status != "pending":
+                self.remove_part(part)
+        for path in self.parts_folder.iterdir():
+            if path.name not in self.parts:
                 path.unlink()
         for batch in self.batches.values():
             if batch.status in TERMINAL:
@@ -126,7 +182,7 @@ def _open_database(path: Path) -> sqlite3.Connection:
     database.execute("PRAGMA journal_mode = WAL")
     # A killed process loses nothing; only a power cut could, and this is a test server.
     database.execute("PRAGMA synchronous = NORMAL")
-    for table in ("files", "batches"):
+    for table in ("files", "batches", "uploads", "parts", "deliveries"):
         database.execute(f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, record BLOB)")
     database.execute("CREATE TABLE IF NOT EXISTS calls (operation TEXT PRIMARY KEY, n INTEGER)")
     return database

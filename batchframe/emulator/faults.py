@@ -72,6 +72,9 @@ _AT_CREATION = frozenset({"lands-late", "visible-late", "list-lag"})
 #: sends the whole file, with status 200.
 _AT_DOWNLOAD = frozenset({"truncate", "truncate-silent", "ignore-range"})
 
+#: `duplicate` makes a call again that was taken, under the same id.
+_AT_DELIVERY = frozenset({"duplicate"})
+
 
 def _empty_file_ids(batch: dict[str, Any], _argument: str) -> dict[str, Any]:
     ids = ("output_file_id", "error_file_id")
@@ -127,19 +130,24 @@ SHAPES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "status-zero": _status_zero,
 }
 
-#: The kinds of faults that each operation, or result file as it is made, can meet.
+#: The kinds of faults that each operation, result file as it is made, or webhook can meet.
 KINDS: dict[str, frozenset[str]] = {
     "files.create": _AT_ANY_CALL | _AT_CREATION | REFUSALS.keys(),
     "files.list": _AT_ANY_CALL | REFUSALS.keys(),
     "files.retrieve": _AT_ANY_CALL | REFUSALS.keys(),
     "files.delete": _AT_ANY_CALL | REFUSALS.keys(),
     "files.content": _AT_ANY_CALL | _AT_DOWNLOAD | REFUSALS.keys(),
+    "uploads.create": _AT_ANY_CALL | REFUSALS.keys(),
+    "uploads.parts.create": _AT_ANY_CALL | REFUSALS.keys(),
+    "uploads.complete": _AT_ANY_CALL | REFUSALS.keys(),
+    "uploads.cancel": _AT_ANY_CALL | REFUSALS.keys(),
     "batches.create": _AT_ANY_CALL | _AT_CREATION | REFUSALS.keys() | EDITS.keys(),
     "batches.list": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
     "batches.retrieve": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
     "batches.cancel": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
     "output": frozenset(SHAPES),
     "error": frozenset(SHAPES),
+    "webhooks": _AT_DELIVERY,
 }
 
 _FORM = re.compile(r"([\w.]+)=([\w-]+(?::[^@*]*)?)(?:@(\d+))?(?:\*(\d+|all))?")
@@ -149,7 +157,7 @@ _FORM = re.compile(r"([\w.]+)=([\w-]+(?::[^@*]*)?)(?:@(\d+))?(?:\*(\d+|all))?")
 class Fault:
     """One thing that goes wrong: `Fault("batches.create", "error-before:503")`."""
 
-    #: The operation, as in `LocalServer.calls()`; for shapes, `output` or `error`.
+    #: The operation, as in `LocalServer.calls()`; for shapes `output` or `error`; or `webhooks`.
     operation: str
     #: A name of `KINDS`, and its argument after a colon.
     kind: str

@@ -1,4 +1,4 @@
-"""What the server remembers: files, batches, and its refusals, as values.
+"""What the server remembers: files, uploads, batches, webhooks, and its refusals, as values.
 
 A record becomes the JSON object of the API in `as_json`, and is kept in the store as its own JSON.
 Times are seconds since the epoch, UTC, as floats; the API shows whole seconds. A batch in a
@@ -9,7 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["TERMINAL", "Batch", "Billed", "File", "LineError", "Refusal", "Status", "Usage"]
+__all__ = [
+    "TERMINAL",
+    "Batch",
+    "Billed",
+    "Call",
+    "Delivery",
+    "File",
+    "LineError",
+    "Part",
+    "Refusal",
+    "Status",
+    "Upload",
+    "Usage",
+]
 
 Status = Literal[
     "validating",
@@ -36,12 +49,13 @@ class Refusal(Exception):  # noqa: N818 - an answer of the API, not a failure of
         *,
         code: str | None = None,
         param: str | None = None,
+        kind: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.headers = dict(headers or {})
-        kind = "server_error" if status >= 500 else "invalid_request_error"
+        kind = kind or ("server_error" if status >= 500 else "invalid_request_error")
         self.envelope = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
@@ -130,6 +144,58 @@ class File:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """An upload of the Uploads API: a file that arrives in parts."""
+
+    id: str
+    filename: str
+    purpose: str
+    mime_type: str
+    #: Size of the file that is to come of it, in bytes.
+    n_bytes: int
+    created_at: float
+    #: When it takes no more parts, and those that it has are removed.
+    expires_at: float
+    #: Seconds that the file lasts, from its completion; None is the default of its purpose.
+    file_expires_after: int | None
+    status: Literal["pending", "completed", "cancelled", "expired"] = "pending"
+
+    def as_json(self, file: File | None = None) -> dict[str, Any]:
+        """The `upload` object, with the file that was made of it."""
+        return {
+            "id": self.id,
+            "object": "upload",
+            "bytes": self.n_bytes,
+            "created_at": int(self.created_at),
+            "expires_at": int(self.expires_at),
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "status": self.status,
+            "file": None if file is None else file.as_json(),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of an upload. Its bytes are on disk, under its id, while the upload is pending."""
+
+    id: str
+    upload_id: str
+    #: Size, in bytes.
+    n_bytes: int
+    created_at: float
+
+    def as_json(self) -> dict[str, Any]:
+        """The `upload.part` object."""
+        return {
+            "id": self.id,
+            "object": "upload.part",
+            "created_at": int(self.created_at),
+            "upload_id": self.upload_id,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """A batch of the Batch API. The rows it has executed are in its `Work`."""
 
@@ -212,6 +278,48 @@ class Batch:
             for e in self.errors
         ]
         return {"object": "list", "data": data}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """The webhook that tells of the end of a batch, and how far it has come."""
+
+    #: The `webhook-id`: the same at each attempt, so that a receiver can tell duplicates.
+    id: str
+    batch_id: str
+    #: The status in which the batch ended.
+    status: Status
+    #: When the batch ended.
+    created_at: float
+    #: Attempts so far.
+    attempts: int = 0
+    #: When the next attempt is due; None when there is none, as it arrived or was given up.
+    next_at: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The `event` object."""
+        return {
+            "id": f"evt_{self.id.removeprefix('wh_')}",
+            "object": "event",
+            "created_at": int(self.created_at),
+            "type": f"batch.{self.status}",
+            "data": {"id": self.batch_id},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call that arrived, whatever its answer. It holds no key and no body."""
+
+    #: When it arrived, by the clock of the server.
+    at: float
+    method: str
+    #: Without the query.
+    path: str
+    #: The HTTP status of the answer; None when the connection was closed without one.
+    status: int | None
+    #: The `x-request-id` of the answer.
+    request_id: str
 
 
 def _whole(seconds: float | None) -> int | None:

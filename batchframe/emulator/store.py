@@ -6,26 +6,43 @@ after the timeline has settled, so that it is true of the moment.
 
 import secrets
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from batchframe.clock import Clock
 
 from .archive import Archive, new_file_id
+from .faults import Script
 from .models import Model
-from .records import TERMINAL, Batch, Billed, File, Refusal, Usage
-from .requests import BatchOrder, check_upload
+from .rates import MAX_CREATES_PER_HOUR, MAX_UPLOADS_PER_MINUTE, Rate
+from .records import TERMINAL, Batch, Billed, Call, File, Refusal, Usage
+from .requests import MAX_BATCH_FILE_BYTES, BatchOrder, check_upload
 from .timeline import Pace, Timeline
+from .uploads import Uploads
+from .webhooks import Courier, Webhook
 
-__all__ = ["Store"]
+__all__ = ["Policy", "Store"]
 
-#: Retention of batch inputs and outputs (OpenAI API spec, 2026-08: 30 days).
-_RETENTION_SECONDS = 2_592_000
+#: Calls that are remembered one by one.
+_LOGGED_CALLS = 1_000
 
 _Record = TypeVar("_Record", File, Batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What is refused at once, because it is too much."""
+
+    #: Size that the input file of a batch may have, in bytes.
+    max_file_bytes: int = MAX_BATCH_FILE_BYTES
+    max_creates_per_hour: int = MAX_CREATES_PER_HOUR
+    max_uploads_per_minute: int = MAX_UPLOADS_PER_MINUTE
+    #: Whether a batch that does not fit into the queue is refused when it is created, and not
+    #: only while it is validated.
+    refuse_at_create: bool = False
 
 
 class Store:
@@ -38,39 +55,53 @@ class Store:
         model: Model,
         clock: Clock,
         pace: Pace,
-        max_file_bytes: int,
-        reshape: Callable[[str, Path], None],
+        policy: Policy,
+        script: Script,
+        webhook: Webhook | None = None,
     ) -> None:
         self._clock = clock
-        self._max_file_bytes = max_file_bytes
-        self._archive = Archive(directory)
+        self._policy = policy
+        self._archive = Archive(directory, announces=webhook is not None)
         self._changed = self._archive.changed
         self._timeline = Timeline(
-            self._archive, model=model, clock=clock, pace=pace, reshape=reshape
+            self._archive, model=model, clock=clock, pace=pace, reshape=script.reshape
         )
+        #: The uploads that come in parts.
+        self.uploads = Uploads(self._archive, clock, policy.max_file_bytes)
+        created = (batch.created_at for batch in self._archive.batches.values())
+        self._creates = Rate(
+            "batch creations per hour", policy.max_creates_per_hour, 3_600, created
+        )
+        self._uploads_rate = Rate("uploads per min", policy.max_uploads_per_minute, 60)
+        self._log: deque[Call] = deque(maxlen=_LOGGED_CALLS)
+        self._courier: Courier | None = None
+        if webhook is not None:
+            self._courier = Courier(webhook, self._archive, self._timeline.settle, script)
 
     def close(self) -> None:
-        """Stop after the rows that are under way. The directory can be opened again."""
+        """Stop after the rows and the webhook under way. The directory can be opened again."""
+        if self._courier is not None:
+            self._courier.close()
         self._timeline.close()
         self._archive.close()
 
     # --- files
 
     def create_file(
-        self, content: BinaryIO, *, filename: str, purpose: str, expires_after: int | None = None
+        self, content: BinaryIO, *, filename: str, purpose: str, expires_after: int | None
     ) -> File:
-        """Keep an upload, or refuse it."""
+        """Keep an upload that lasts so many seconds, or refuse it."""
+        with self._changed:
+            self._uploads_rate.take(self._clock.now())
         file_id = new_file_id()
         arriving = self._archive.contents / f"{file_id}.part"
         try:
             with arriving.open("wb") as kept:
                 shutil.copyfileobj(content, kept, 1 << 20)
-            check_upload(arriving, filename, purpose, self._max_file_bytes)
+            check_upload(arriving, filename, purpose, self._policy.max_file_bytes)
         except BaseException:
             arriving.unlink(missing_ok=True)
             raise
-        if expires_after is None and purpose == "batch":
-            expires_after = _RETENTION_SECONDS
         with self._changed:
             return self._archive.keep_file(
                 arriving, file_id, filename, purpose, expires_after, self._clock.now()
@@ -111,13 +142,16 @@ class Store:
         """Accept an order. Whether its file can be executed is found out while `validating`."""
         with self._changed:
             now = self._timeline.settle()
+            if self._policy.refuse_at_create:
+                self._timeline.check_queue(order.input_file_id, order.endpoint)
+            self._creates.take(now)
             batch = Batch(
                 id=f"batch_{secrets.token_hex(16)}",
                 endpoint=order.endpoint,
                 input_file_id=order.input_file_id,
                 completion_window=order.completion_window,
                 metadata=order.metadata,
-                output_expires_after=order.output_expires_after or _RETENTION_SECONDS,
+                output_expires_after=order.output_expires_after,
                 created_at=now,
                 listed_at=now,
             )
@@ -158,6 +192,14 @@ class Store:
         """Remember that a call of the operation arrived."""
         with self._changed:
             self._archive.count_call(operation)
+
+    def log(self, call: Call) -> None:
+        """Remember a call that was answered, for as long as the server runs."""
+        self._log.append(call)
+
+    def logged(self) -> list[Call]:
+        """The last calls, oldest first."""
+        return list(self._log)
 
     def calls(self) -> dict[str, int]:
         """How many calls of each operation arrived."""

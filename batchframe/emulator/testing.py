@@ -1,9 +1,11 @@
 """A model becomes a server on this machine, for tests, demonstrations and development.
 
-`LocalServer` runs the Files and Batches API in a thread, on 127.0.0.1 and on no other interface.
+`LocalServer` runs the Files, Uploads and Batches API in a thread, on 127.0.0.1 and on no other
+interface, unless it is told to.
 `JumpClock` is a clock that jumps instead of waiting: with it, 24 hours pass in no time.
 """
 
+import ipaddress
 import socket
 import tempfile
 import threading
@@ -16,13 +18,16 @@ from typing import TYPE_CHECKING, Any, Self
 from batchframe.clock import Clock, SystemClock
 from batchframe.errors import MissingDependencyError
 
+from .door import Door
 from .faults import Fault, Script
 from .models import Answer, Model, resolve_model
-from .records import Billed
+from .rates import MAX_CREATES_PER_HOUR, MAX_UPLOADS_PER_MINUTE
+from .records import Billed, Call
 from .requests import MAX_BATCH_FILE_BYTES
-from .store import Store
+from .store import Policy, Store
 from .timeline import Pace
 from .validation import MAX_REQUESTS
+from .webhooks import Webhook
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -72,7 +77,7 @@ class JumpClock:
 
 
 class LocalServer:
-    """The OpenAI Files and Batches API on 127.0.0.1.
+    """The OpenAI Files, Uploads and Batches API on this machine.
 
     A context manager; where there is no block to hold it, as in a notebook, `start` and `stop` it.
 
@@ -85,12 +90,22 @@ class LocalServer:
         stage_seconds: How long each of `validating`, `finalizing` and `cancelling` lasts, and
             `in_progress` at least.
         row_seconds: How far apart the rows of a batch are executed.
+        host: The address to listen on. One that other machines reach needs a *token*.
         port: The port; 0 is any free one.
+        token: The only key that is let in; None lets all in.
         max_requests: Requests that one batch may have.
         max_file_bytes: Size that an input file may have.
         enqueued_token_limit: Prompt tokens that may be queued per model: one number for all
             models, or a number for each; None is no limit.
+        refuse_at_create: Whether a batch that does not fit into the queue is refused when it is
+            created, and not only while it is validated.
+        max_creates_per_hour: Batches that may be created in an hour.
+        max_uploads_per_minute: Files that may be uploaded in a minute.
+        webhook_url: Where the end of each batch is told, signed; None is nowhere.
+        webhook_secret: What signs it; None makes one, see `webhook_secret`. It is never stored.
         faults: What goes wrong, and when.
+
+    Raises ValueError where these do not fit.
     """
 
     def __init__(
@@ -101,18 +116,33 @@ class LocalServer:
         clock: Clock | None = None,
         stage_seconds: float | Callable[[str], float] = 0.05,
         row_seconds: float = 0.0,
+        host: str = "127.0.0.1",
         port: int = 0,
+        token: str | None = None,
         max_requests: int = MAX_REQUESTS,
         max_file_bytes: int = MAX_BATCH_FILE_BYTES,
         enqueued_token_limit: int | Mapping[str, int] | None = None,
+        refuse_at_create: bool = False,
+        max_creates_per_hour: int = MAX_CREATES_PER_HOUR,
+        max_uploads_per_minute: int = MAX_UPLOADS_PER_MINUTE,
+        webhook_url: str | None = None,
+        webhook_secret: str | None = None,
         faults: Iterable[Fault] = (),
     ) -> None:
         self._model = model
         self._script = Script(faults)
         self._directory = directory
+        self._host = host
         self._port = port
+        self._door = Door.of(host, token)
         self._clock = clock or SystemClock()
-        self._max_file_bytes = max_file_bytes
+        self._policy = Policy(
+            max_file_bytes=max_file_bytes,
+            max_creates_per_hour=max_creates_per_hour,
+            max_uploads_per_minute=max_uploads_per_minute,
+            refuse_at_create=refuse_at_create,
+        )
+        self._webhook = None if webhook_url is None else Webhook(webhook_url, webhook_secret)
         self._pace = Pace(
             stage_seconds=stage_seconds,
             row_seconds=row_seconds,
@@ -152,7 +182,9 @@ class LocalServer:
                 directory = Path(self._directory)
             model = resolve_model(self._model)
             # Listening from here on: a client that comes before the thread runs is kept waiting.
-            listening = socket.create_server(("127.0.0.1", self._port), backlog=1024)
+            family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+            address = (self._host, self._port)
+            listening = socket.create_server(address, family=family, backlog=1024)
             self._socket = stack.enter_context(listening)
             # asyncio does so only for sockets whose protocol is spelled out; without it, every
             # answer waits 40 ms for the acknowledgement of its first half.
@@ -162,11 +194,14 @@ class LocalServer:
                 model=model,
                 clock=self._clock,
                 pace=self._pace,
-                max_file_bytes=self._max_file_bytes,
-                reshape=self._script.reshape,
+                policy=self._policy,
+                script=self._script,
+                webhook=self._webhook,
             )
             stack.callback(self._store.close)
-            app = create_app(self._store, self._script, self._hang_up)
+            app = create_app(
+                self._store, self._script, self._hang_up, door=self._door, clock=self._clock
+            )
             self._server = uvicorn.Server(
                 uvicorn.Config(
                     app,
@@ -206,7 +241,18 @@ class LocalServer:
     @property
     def base_url(self) -> str:
         """What a client takes as `base_url`."""
-        return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+        address, port = self._socket.getsockname()[:2]
+        if ipaddress.ip_address(address).is_unspecified:  # all addresses, so this one as well
+            address = "127.0.0.1"
+        host = f"[{address}]" if ":" in address else address
+        return f"http://{host}:{port}/v1"
+
+    @property
+    def webhook_secret(self) -> str:
+        """What a receiver checks signatures with: `client.webhooks.unwrap(..., secret=...)`."""
+        if self._webhook is None:
+            raise ValueError("the server has no webhook: give it a webhook_url")
+        return self._webhook.secret
 
     def client(self, **kwargs: Any) -> "OpenAI":
         """A client of this server, closed with it; the keywords are those of `openai.OpenAI`.
@@ -219,7 +265,8 @@ class LocalServer:
             # Plain http on this machine: there is no certificate to check, and reading all that a
             # system trusts takes longer than most calls.
             kwargs["http_client"] = DefaultHttpxClient(trust_env=False, verify=False)
-        client = OpenAI(**{"base_url": self.base_url, "api_key": "sk-local", **kwargs})
+        key = self._door.token or "sk-local"
+        client = OpenAI(**{"base_url": self.base_url, "api_key": key, **kwargs})
         return self._clients.enter_context(client)
 
     def inject(self, fault: Fault) -> None:
@@ -233,6 +280,10 @@ class LocalServer:
     def calls(self) -> dict[str, int]:
         """How many calls of each operation arrived: `{"batches.create": 1, ...}`."""
         return self._store.calls()
+
+    def log(self) -> list[Call]:
+        """The last 1,000 calls, oldest first, with the statuses and the ids of their answers."""
+        return self._store.logged()
 
     def billed(self) -> Billed:
         """What the service would put on the bill."""

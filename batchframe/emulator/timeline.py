@@ -18,7 +18,7 @@ from batchframe.clock import Clock
 
 from .archive import Archive, new_file_id
 from .models import Answer, Model, error_body
-from .records import TERMINAL, Batch, LineError
+from .records import TERMINAL, Batch, LineError, Refusal
 from .validation import MAX_REQUESTS, check_input
 from .work import Work, read_ledger
 
@@ -110,6 +110,15 @@ class Timeline:
         work = self._open_work(batch)
         done, failed = work.done, work.failed
         return replace(batch, completed=done - failed, failed=failed, usage=work.usage)
+
+    def check_queue(self, input_file_id: str, endpoint: str) -> None:
+        """Refuse a create whose batch does not fit into the queue of its model now."""
+        if input_file_id not in self._archive.files:
+            return
+        content = self._archive.contents / input_file_id
+        checked = check_input(content, endpoint=endpoint, count_tokens=True)
+        for error in self._over_token_limit(checked.model or "", checked.prompt_tokens):
+            raise Refusal(400, error.message, code=error.code)
 
     def billed(self, batch_id: str) -> list[str]:
         """Return the custom_id of each billed execution of the batch."""

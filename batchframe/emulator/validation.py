@@ -21,6 +21,9 @@ __all__ = ["MAX_REQUESTS", "Checked", "check_input", "is_json_object"]
 #: Requests in one batch (OpenAI Batch API guide, 2026-08).
 MAX_REQUESTS = 50_000
 
+#: Inputs that the requests of one batch of embeddings may have together (OpenAI API spec, 2026-08).
+MAX_EMBEDDING_INPUTS = 50_000
+
 #: The fields of an input line, and what each must be.
 _FIELDS: dict[str, tuple[type, str]] = {
     "custom_id": (str, "a string"),
@@ -61,6 +64,7 @@ def check_input(
     seen: set[str] = set()
     model: str | None = None
     prompt_tokens = 0
+    embedding_inputs = 0
     number = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -76,6 +80,7 @@ def check_input(
             if isinstance(body, dict):
                 if model is None and isinstance(body.get("model"), str):
                     model = body["model"]
+                embedding_inputs += _n_embedding_inputs(body, endpoint)
                 if count_tokens:
                     prompt_tokens += count_prompt_tokens(body)
             for code, param, message in _faults(request, endpoint, model, seen):
@@ -83,12 +88,7 @@ def check_input(
             custom_id = request.get("custom_id")
             if isinstance(custom_id, str):
                 seen.add(custom_id)
-    if number > max_requests:
-        message = (
-            f"This batch contains {number} requests, which is more than the maximum of"
-            f" {max_requests} requests per batch."
-        )
-        errors.append(LineError("too_many_requests", message))
+    errors += _over_limits(number, max_requests, embedding_inputs)
     return Checked(number, model, prompt_tokens, tuple(errors))
 
 
@@ -98,6 +98,33 @@ def is_json_object(line: bytes) -> bool:
         return isinstance(msgspec.json.decode(line), dict)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
+
+
+def _over_limits(n_requests: int, max_requests: int, inputs: int) -> Iterator[LineError]:
+    if n_requests > max_requests:
+        message = (
+            f"This batch contains {n_requests} requests, which is more than the maximum of"
+            f" {max_requests} requests per batch."
+        )
+        yield LineError("too_many_requests", message)
+    if inputs > MAX_EMBEDDING_INPUTS:
+        # Neither the code nor the text of this one was seen on the service.
+        message = (
+            f"This batch contains {inputs} embedding inputs, which is more than the maximum of"
+            f" {MAX_EMBEDDING_INPUTS} embedding inputs per batch."
+        )
+        yield LineError("too_many_requests", message)
+
+
+def _n_embedding_inputs(body: dict[str, Any], endpoint: str) -> int:
+    """How many texts are to be embedded: a list of numbers is one text, as its tokens."""
+    if endpoint != "/v1/embeddings":
+        return 0
+    match body.get("input"):
+        case [str() | list(), *_] as texts:
+            return len(texts)
+        case _:
+            return 1
 
 
 def _faults(

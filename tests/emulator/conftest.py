@@ -9,6 +9,7 @@ import pytest
 from batchframe.emulator import JumpClock, LocalServer
 
 ENDPOINT = "/v1/chat/completions"
+HOUR = 3600
 
 
 class Bench:
@@ -56,7 +57,9 @@ class Bench:
     def raw(self, method, path, **kwargs):
         headers = {"authorization": "Bearer x", **kwargs.pop("headers", {})}
         url = self.server.base_url + path
-        return httpx2.request(method, url, headers=headers, **kwargs)
+        # Plain http: to read the certificates that a system trusts takes longer than the call.
+        options = {"trust_env": False, "verify": False}
+        return httpx2.request(method, url, headers=headers, **options, **kwargs)
 
 
 @pytest.fixture
@@ -95,3 +98,29 @@ def refused():
         return error.status_code, error.code, error.param
 
     return call
+
+
+def _fail_some(body):
+    if body["messages"][0]["content"] == "fail":
+        return 500, {"error": {"message": "no", "type": "x", "param": None, "code": None}}
+    return 200, {"usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+
+
+@pytest.fixture
+def in_all_states(serve):
+    """A server on which the clock stands still, and a batch in each status, by its status."""
+    bench = serve(_fail_some, row_seconds=HOUR)
+    batches = {"completed": bench.submit(bench.line("a") + bench.line("b", "fail"))}
+    batches["failed"] = bench.create("file-none")
+    batches["expired"], batches["cancelled"] = (bench.submit(bench.lines(30)) for _ in range(2))
+    bench.clock.advance(2 * HOUR + 20)
+    bench.client.batches.cancel(batches["cancelled"].id)
+    bench.clock.advance(22 * HOUR)
+    batches["finalizing"] = bench.submit(bench.lines(1))
+    batches["in_progress"], batches["cancelling"] = (bench.submit(bench.lines(30)) for _ in "ab")
+    bench.clock.advance(10 + HOUR + 5)
+    bench.client.batches.cancel(batches["cancelling"].id)
+    batches["validating"] = bench.submit(bench.lines(1))
+    batches = {status: bench.batch(batch) for status, batch in batches.items()}
+    assert {status: batch.status for status, batch in batches.items()} == {s: s for s in batches}
+    return bench, batches

@@ -378,5 +378,9 @@ def test_each_operation_that_is_counted_can_meet_faults(bench):
     bench.client.batches.list()
     bench.client.files.delete(done.input_file_id)
     bench.raw("POST", f"/batches/{done.id}/cancel")
+    bench.client.uploads.upload_file_chunked(
+        file=b"text", filename="a.txt", bytes=4, mime_type="text/plain", purpose="user_data"
+    )
+    bench.raw("POST", "/uploads/upload_none/cancel")
 
-    assert bench.server.calls().keys() == KINDS.keys() - {"output", "error"}
+    assert bench.server.calls().keys() == KINDS.keys() - {"output", "error", "webhooks"}

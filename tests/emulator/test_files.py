@@ -1,6 +1,11 @@
+import os
+
 import httpx2
 import openai
 import pytest
+
+from batchframe.emulator.records import Refusal
+from batchframe.emulator.requests import MAX_BATCH_FILE_BYTES, check_upload
 
 
 def test_an_upload_comes_back_byte_by_byte(bench):
@@ -43,6 +48,31 @@ def test_an_input_above_the_size_limit_is_refused_at_once(serve, refused):
     bench = serve(max_file_bytes=len(bench_line := b'{"a": 1}\n') - 1)
 
     assert refused(bench.upload, bench_line) == (400, None, "file")
+
+
+@pytest.mark.parametrize(("purpose", "limit"), [("batch", 209_715_200), ("vision", 536_870_912)])
+def test_the_sizes_of_files_are_those_of_the_service(tmp_path, purpose, limit):
+    content = tmp_path / "a.jsonl"
+    content.write_bytes(b'{"a": 1}\n')
+    os.truncate(content, limit)  # the rest are holes: nothing is written
+    check_upload(content, "a.jsonl", purpose, MAX_BATCH_FILE_BYTES)
+    os.truncate(content, limit + 1)
+
+    with pytest.raises(Refusal, match="File is too large"):
+        check_upload(content, "a.jsonl", purpose, MAX_BATCH_FILE_BYTES)
+
+
+def test_a_file_with_some_lines_of_json_is_accepted_and_its_batch_fails(bench):
+    batch = bench.after(bench.submit(b"not json\n" + bench.line("a")), 10)
+
+    assert (batch.status, batch.errors.data[0].line) == ("failed", 1)
+
+
+def test_a_field_of_the_form_that_nobody_knows_is_refused(bench):
+    files = {"file": ("a.jsonl", bench.line("a"))}
+    reply = bench.raw("POST", "/files", files=files, data={"purpose": "batch", "colour": "red"})
+
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "colour")
 
 
 def test_an_unknown_purpose_is_refused(bench, refused):
