@@ -11,15 +11,23 @@
     with LocalServer(clock=JumpClock(), faults=faults) as server:
         ...                                  # a day passes in no time, and things go wrong
 
-The modules, downwards: testing (the server as a context manager), server (HTTP), store (what is
-asked), timeline (what time does), work (rows), archive (what is kept), validation and requests
-(refusals), faults, models, schemas (answers in JSON), records (values).
+    with LocalServer(Upstream("http://127.0.0.1:11434/v1"), concurrency=8) as server:
+        ...                                  # a Batch API in front of a model server of one's own
+
+The modules, downwards: testing (the server as a context manager), server
+(HTTP), store (what is asked), timeline (what time does), window (rows that take time, so many at
+once), rows (which is next), work (the rows of one batch), archive (what is kept), validation and
+requests (refusals), faults, models (what answers), upstream (another server), echo and smollm2 (in
+this process), schemas (answers in JSON), answers (their bodies), tokens, records (values).
 """
 
+from .echo import Echo
 from .faults import Fault
-from .models import CallableModel, Echo, Model, SmolLM2
+from .models import CallableModel, Model
 from .records import Billed
+from .smollm2 import SmolLM2
 from .testing import JumpClock, LocalServer
+from .upstream import Upstream
 
 __all__ = [
     "Billed",
@@ -30,4 +38,5 @@ __all__ = [
     "LocalServer",
     "Model",
     "SmolLM2",
+    "Upstream",
 ]

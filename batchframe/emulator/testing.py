@@ -14,14 +14,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from batchframe.clock import Clock, SystemClock
-from batchframe.errors import MissingDependencyError
+from batchframe.errors import MissingDependencyError, ParameterError
 
+from .answers import Answer
 from .faults import Fault, Script
-from .models import Answer, Model, resolve_model
+from .models import Model, resolve_model
 from .records import Billed
 from .requests import MAX_BATCH_FILE_BYTES
 from .store import Store
 from .timeline import Pace
+from .upstream import Upstream
 from .validation import MAX_REQUESTS
 
 if TYPE_CHECKING:
@@ -74,14 +76,16 @@ class LocalServer:
     A context manager; where there is no block to hold it, as in a notebook, `start` and `stop` it.
 
     Args:
-        model: What answers the requests: `"echo"`, `"smollm2"`, a `Model`, or a function
-            `(body) -> (status, body)` or `(body) -> text`.
+        model: What answers the requests: `"echo"`, `"smollm2"`, a `Model`, an `Upstream`, or a
+            function `(body) -> (status, body)` or `(body) -> text`.
         directory: Where the state is kept, to be found again by a later server. None is a
             temporary one, removed at the end.
         clock: What time it is. None is the machine's clock.
         stage_seconds: How long each of `validating`, `finalizing` and `cancelling` lasts, and
             `in_progress` at least.
         row_seconds: How far apart the rows of a batch are executed.
+        concurrency: How many rows of an upstream, or of another model that takes its time, are
+            under way at once; batches take turns.
         port: The port; 0 is any free one.
         max_requests: Requests that one batch may have.
         max_file_bytes: Size that an input file may have.
@@ -92,18 +96,21 @@ class LocalServer:
 
     def __init__(
         self,
-        model: str | Model | Callable[[dict[str, Any]], Answer | str] = "echo",
+        model: str | Model | Upstream | Callable[[dict[str, Any]], Answer | str] = "echo",
         *,
         directory: str | Path | None = None,
         clock: Clock | None = None,
         stage_seconds: float | Callable[[str], float] = 0.05,
         row_seconds: float = 0.0,
+        concurrency: int = 2,
         port: int = 0,
         max_requests: int = MAX_REQUESTS,
         max_file_bytes: int = MAX_BATCH_FILE_BYTES,
         enqueued_token_limit: int | Mapping[str, int] | None = None,
         faults: Iterable[Fault] = (),
     ) -> None:
+        if concurrency < 1:
+            raise ParameterError(f"concurrency must be at least 1, but is {concurrency}")
         self._model = model
         self._script = Script(faults)
         self._directory = directory
@@ -113,6 +120,7 @@ class LocalServer:
         self._pace = Pace(
             stage_seconds=stage_seconds,
             row_seconds=row_seconds,
+            concurrency=concurrency,
             max_requests=max_requests,
             enqueued_token_limit=enqueued_token_limit,
         )

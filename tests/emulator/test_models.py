@@ -6,7 +6,8 @@ import openai.types.chat
 import pytest
 
 from batchframe.emulator import CallableModel, Echo, SmolLM2
-from batchframe.emulator.models import count_tokens, resolve_model
+from batchframe.emulator.models import resolve_model
+from batchframe.emulator.tokens import count_tokens
 from batchframe.errors import MissingDependencyError
 
 

@@ -5,7 +5,7 @@ import json
 import jsonschema_rs
 import pytest
 
-from batchframe.emulator.models import Echo
+from batchframe.emulator import Echo
 
 TREE = {
     "$ref": "#/$defs/node",

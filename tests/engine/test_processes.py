@@ -28,8 +28,7 @@ import pytest
 
 from batchframe.checkpoint import _Commit
 from batchframe.core.batches import Collected, Dropped, ShardFrozen, State, advance
-from batchframe.emulator import Fault, LocalServer
-from batchframe.emulator.models import Echo
+from batchframe.emulator import Echo, Fault, LocalServer
 from tests.engine.processes import ROOT, Child, Nursery, prompts_of
 
 if sys.platform == "win32":
