@@ -1,7 +1,7 @@
 """A server that speaks the OpenAI API without its batches: what a local server may stand before.
 
-As a program it is a process that can be killed: `python upstreams.py PORT`. It answers a chat with
-the last message, and writes each prompt that it was asked to its standard output.
+As a program it is a process that can be killed: `python upstreams.py PORT N`. It answers N chats
+with their last message, and no more, and writes each prompt that it answers to its standard output.
 """
 
 import json
@@ -81,11 +81,15 @@ def say(line):
 
 
 def main():
+    port, n_answers = map(int, sys.argv[1:])
+    left = threading.Semaphore(n_answers)
+
     def reply(_path, body):
+        left.acquire()
         say(body["messages"][-1]["content"])
         return 200, answer(body)
 
-    stub = Stub(reply, int(sys.argv[1]))
+    stub = Stub(reply, port)
     say(stub.base_url)
     stub.server.serve_forever()
 
