@@ -70,7 +70,8 @@ _AT_ANY_CALL = frozenset({"reset-before", "reply-lost-after", "error-after"})
 #: `visible-late:SECONDS` only the latter; `list-lag:SECONDS` only in lists.
 _AT_CREATION = frozenset({"lands-late", "visible-late", "list-lag"})
 
-#: `expire[:ROWS]`: the batch expires as soon as so many of its rows, or none, were executed.
+#: `expire[:ROWS]`: the batch expires as soon as so many of its rows, or none, were executed; never
+#: all of them.
 _AT_CREATION_OF_BATCHES = frozenset({"expire"})
 
 #: `truncate:BYTES` cuts a download and its connection; `truncate-silent:BYTES` hides the cut, by
@@ -131,6 +132,18 @@ SHAPES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "no-final-newline": lambda lines: [*lines[:-1], lines[-1].rstrip(b"\n")],
     "crlf": lambda lines: [line.replace(b"\n", b"\r\n") for line in lines],
     "status-zero": _status_zero,
+}
+
+#: What reads the argument of each kind that has one that can be wrong.
+_ARGUMENTS: dict[str, Callable[[str], object]] = {
+    **REFUSALS,
+    "error-after": _error,
+    "lands-late": float,
+    "visible-late": float,
+    "list-lag": float,
+    "expire": lambda n_rows: int(n_rows or 0),
+    "truncate": int,
+    "truncate-silent": int,
 }
 
 #: The kinds of faults that each operation, or result file as it is made, can meet.
@@ -224,6 +237,11 @@ class Fault:
         if self.name not in KINDS[self.operation]:
             known = sorted(KINDS[self.operation])
             raise ValueError(f"{self.operation} has no fault {self.name!r}; it has {known}")
+        try:
+            _ARGUMENTS.get(self.name, str)(self.argument)
+        except ValueError:
+            given = repr(self.argument) if self.argument else "no argument"
+            raise ValueError(f"{self.name} cannot do with {given}") from None
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -125,7 +125,7 @@ def answer_of(model: Model, body: dict[str, Any], endpoint: str) -> Answer:
 def _limit(batch: Batch) -> int:
     """Rows that are executed before the batch ends."""
     limit = batch.rows_before_expiry
-    return batch.total if limit is None else min(limit, batch.total)
+    return batch.total if limit is None else min(limit, batch.total - 1)
 
 
 def _started(batch: Batch) -> float:
