@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from batchframe.emulator import LocalServer
+from tests.emulator.many import ENDPOINT, lines_of, through_kills
 from tests.emulator.processes import free_ports, serve, upstream
 from tests.emulator.upstreams import Stub, answer
 
 N_ROWS, CONCURRENCY = 40, 4
-ENDPOINT = "/v1/chat/completions"
 
 
 @pytest.fixture
@@ -29,21 +29,6 @@ def client(ports):
         base_url=f"http://127.0.0.1:{ports[0]}/v1", api_key="x", max_retries=0
     ) as made:
         yield made
-
-
-def lines_of(name, n):
-    return b"".join(
-        json.dumps(
-            {
-                "custom_id": f"{name}-{i}",
-                "method": "POST",
-                "url": ENDPOINT,
-                "body": {"model": "m", "messages": [{"role": "user", "content": f"{name} {i}"}]},
-            }
-        ).encode()
-        + b"\n"
-        for i in range(n)
-    )
 
 
 def submit(client, content):
@@ -80,7 +65,7 @@ def test_an_upstream_that_is_killed_and_comes_back_answers_every_row_once(ports,
     options = ("--upstream", f"http://127.0.0.1:{ports[1]}/v1", "--concurrency", CONCURRENCY)
     with serve(ports[0], tmp_path, *options):
         with upstream(ports[1], 15):
-            batch_id = submit(client, lines_of("row", N_ROWS))
+            batch_id = submit(client, b"".join(lines_of("row", N_ROWS)))
             until(client, batch_id, lambda batch: batch.request_counts.completed == 15)
         with upstream(ports[1], N_ROWS - 15) as second:
             assert answers(client, batch_id) == EXPECTED
@@ -101,7 +86,7 @@ def test_a_server_that_is_killed_and_comes_back_asks_no_answered_row_again(ports
     with Stub(reply) as stub:
         options = ("--upstream", stub.base_url, "--concurrency", CONCURRENCY)
         with serve(ports[0], tmp_path, *options):
-            batch_id = submit(client, lines_of("row", N_ROWS))
+            batch_id = submit(client, b"".join(lines_of("row", N_ROWS)))
             until(client, batch_id, lambda _: len(stub.calls) == 15 + CONCURRENCY)
             until(client, batch_id, lambda batch: batch.request_counts.completed == 15)
         before = len(stub.calls)
@@ -140,3 +125,7 @@ def test_a_frame_is_completed_by_a_server_of_ones_own(ports, client, tmp_path):
     assert list(out["completion"]) == [f"upstream: row {i}" for i in range(N_ROWS)]
     assert list(out["completion_input_tokens"]) == [5] * N_ROWS
     assert sorted(asked) == sorted(df["prompt"])
+
+
+def test_many_batches_survive_kills_of_their_server(tmp_path):
+    through_kills(tmp_path, n_batches=50, n_rows=40, row_seconds=0.1, kill_at=(0.1, 0.3))
