@@ -91,7 +91,7 @@ class LocalServer:
         max_file_bytes: Size that an input file may have.
         enqueued_token_limit: Prompt tokens that may be queued per model: one number for all
             models, or a number for each; None is no limit.
-        faults: What goes wrong, and when.
+        faults: What goes wrong, and when; also as text, see `Fault.parse`.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class LocalServer:
         max_requests: int = MAX_REQUESTS,
         max_file_bytes: int = MAX_BATCH_FILE_BYTES,
         enqueued_token_limit: int | Mapping[str, int] | None = None,
-        faults: Iterable[Fault] = (),
+        faults: Iterable[Fault | str] = (),
     ) -> None:
         if concurrency < 1:
             raise ParameterError(f"concurrency must be at least 1, but is {concurrency}")
         self._model = model
-        self._script = Script(faults)
+        self._script = Script(Fault.parse(f) if isinstance(f, str) else f for f in faults)
         self._directory = directory
         self._port = port
         self._clock = clock or SystemClock()
