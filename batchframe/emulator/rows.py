@@ -74,7 +74,12 @@ class Rows:
         while work.begun < due:
             requests = work.read(min(_CHUNK, due - work.begun))
             answers = [answer_of(self._model, r.body, batch.endpoint) for r in requests]
-            work.append(requests, answers)
+            try:
+                work.append(requests, answers)
+            except OSError:
+                # The rows were handed out: they are found again when the work is opened again.
+                self._works.pop(batch.id).close()
+                raise
 
     def take(self, at: float) -> tuple[Batch, Request] | None:
         """The next row that is due, of the batch with the fewest rows under way."""
@@ -92,7 +97,7 @@ class Rows:
         return batch, request
 
     def keep(self, batch: Batch, request: Request, answer: Answer) -> None:
-        """Record the answer of a row that was taken."""
+        """Record the answer of a row that was taken. Raises OSError if it cannot be written."""
         # The batch may have ended meanwhile: then nobody will see this row.
         if batch.id in self._works:
             self._works[batch.id].append([request], [answer])

@@ -7,6 +7,8 @@ are places. When its batch leaves `in_progress`, a row is given up.
 """
 
 import asyncio
+import logging
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +29,11 @@ __all__ = ["Window"]
 
 #: Seconds of real time after which the thread looks again what the clock made due.
 _TICK_SECONDS = 0.02
+
+#: Seconds of real time until a disk that was full, or failed, is tried again.
+_DISK_SECONDS = 1.0
+
+_LOGGER = logging.getLogger("batchframe.emulator")
 
 
 class Window:
@@ -69,7 +76,12 @@ class Window:
 
     async def _work(self) -> None:
         async with self._session() as ask:
-            while self._fill(ask):
+            while not self._closing:
+                try:
+                    self._fill(ask)
+                except (OSError, sqlite3.Error):
+                    _LOGGER.exception("The server's directory cannot be written; trying again")
+                    await asyncio.sleep(_DISK_SECONDS)
                 if self._tasks:
                     await asyncio.wait(
                         self._tasks, timeout=_TICK_SECONDS, return_when=asyncio.FIRST_COMPLETED
@@ -81,14 +93,12 @@ class Window:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._reap()
 
-    def _fill(self, ask: Ask) -> bool:
-        """Begin what is due, give up what is over, and wait if there is neither; False at the end.
+    def _fill(self, ask: Ask) -> None:
+        """Begin what is due, give up what is over, and wait if there is neither.
 
         The one thread holds no other work while it waits here for the lock.
         """
         with self._archive.changed:
-            if self._closing:
-                return False
             now = self._settle()
             for task, batch in self._tasks.items():
                 if self._archive.batches[batch.id].status != "in_progress":
@@ -98,10 +108,9 @@ class Window:
             for due, event in self._pauses:
                 if due <= self._clock.monotonic():
                     event.set()
-            if not self._tasks:
+            if not self._tasks and not self._closing:
                 live = self._archive.live_batches()
                 self._archive.changed.wait(_TICK_SECONDS if live else None)
-            return True
 
     def _reap(self) -> None:
         """Take what has ended out of the window."""
@@ -109,12 +118,19 @@ class Window:
         for task in ended:
             del self._tasks[task]
             if not task.cancelled():
-                task.result()  # what is not about the row, a full disk, ends the thread
+                task.result()
 
     async def _row(self, ask: Ask, batch: Batch, request: Request) -> None:
         answer = await self._answer(ask, batch, request)
-        with self._archive.changed:
-            self._rows.keep(batch, request, answer)
+        while True:
+            try:
+                with self._archive.changed:
+                    self._rows.keep(batch, request, answer)
+            except OSError:
+                _LOGGER.exception("An answer cannot be written; trying again")
+                await asyncio.sleep(_DISK_SECONDS)
+            else:
+                return
 
     async def _answer(self, ask: Ask, batch: Batch, request: Request) -> Answer:
         tries = waits = 0

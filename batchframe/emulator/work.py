@@ -93,7 +93,8 @@ class Work:
         #: Rows that were answered, or handed out to be.
         self.begun = self.done
         self._input = self._unanswered()
-        self._results = self._results_path.open("ab")
+        # Unbuffered: what a full disk does not take must not be there later, in the middle.
+        self._results = self._results_path.open("ab", buffering=0)
 
     def read(self, n: int) -> list[Request]:
         """The next `n` requests, or as many as there are. None is handed out twice."""
@@ -105,7 +106,10 @@ class Work:
         return requests
 
     def append(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
-        """Record the answers of requests that `read` returned."""
+        """Record the answers of requests that `read` returned.
+
+        Raises OSError, and records none of them, if they cannot be written.
+        """
         lines = []
         for request, (status, body) in zip(requests, answers, strict=True):
             number = f"{self._tag}{request.row:08x}"
@@ -115,11 +119,10 @@ class Work:
                 "response": {"status_code": status, "request_id": f"req_{number}", "body": body},
                 "error": None,
             }
-            line = _ENCODER.encode(answered) + b"\n"
-            lines.append(line)
+            lines.append(_ENCODER.encode(answered) + b"\n")
+        self._write(b"".join(lines))
+        for request, (status, body), line in zip(requests, answers, lines, strict=True):
             self._count(request.row, status, body, len(line))
-        self._results.writelines(lines)
-        self._results.flush()
 
     def billed(self) -> Iterator[str]:
         """The custom_id of each execution so far that is billed."""
@@ -163,6 +166,15 @@ class Work:
             for row, line in enumerate(requests):
                 if self._places[row] == _NOWHERE:
                     yield row, line
+
+    def _write(self, content: bytes) -> None:
+        left = memoryview(content)
+        try:
+            while left:
+                left = left[self._results.write(left) :]
+        except OSError:
+            self._results.truncate(self._end)
+            raise
 
     def _count(self, row: int, status: int, body: Any, size: int) -> None:
         self.done += 1

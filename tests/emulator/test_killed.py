@@ -1,6 +1,7 @@
 """Upstreams and servers that are killed in the middle of batches and started again."""
 
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -98,6 +99,26 @@ def test_a_server_that_is_killed_and_comes_back_asks_no_answered_row_again(ports
     assert len(stub.calls) - before == N_ROWS - 15
     with LocalServer(directory=tmp_path) as kept:
         assert kept.executions() == dict.fromkeys(EXPECTED, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the files of another process")
+def test_a_full_disk_is_waited_for_and_no_answer_is_lost(ports, client, tmp_path):
+    import resource
+
+    def reply(_path, body):
+        return 200, answer(body) | {"padding": "x" * 300_000}
+
+    with Stub(reply) as stub, serve(ports[0], tmp_path, "--upstream", stub.base_url) as server:
+        limits = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (2_000_000, limits[1]))
+        batch_id = submit(client, b"".join(lines_of("row", 10)))
+        # Six fit; two more were answered, and cannot be written.
+        until(client, batch_id, lambda _: len(stub.calls) == 8)
+        assert client.batches.retrieve(batch_id).request_counts.completed == 6
+        resource.prlimit(server.pid, resource.RLIMIT_FSIZE, limits)
+
+        assert answers(client, batch_id).keys() == {f"row-{i}" for i in range(10)}
+    assert len(stub.calls) == 10
 
 
 def test_a_frame_is_completed_by_a_server_of_ones_own(ports, client, tmp_path):
