@@ -18,7 +18,8 @@ The modules, downwards: pytest_plugin (a fixture), testing (the server as a cont
 (HTTP), store (what is asked), timeline (what time does), window (rows that take time, so many at
 once), rows (which is next), work (the rows of one batch), archive (what is kept), validation and
 requests (refusals), faults, models (what answers), upstream (another server), echo and smollm2 (in
-this process), schemas (answers in JSON), answers (their bodies), tokens, records (values).
+this process), schemas (answers in JSON), answers and vectors (their bodies), tokens,
+records (values).
 """
 
 import importlib

@@ -4,10 +4,7 @@ So a wrong join of rows cannot pass a test. Texts are repeated, in JSON where a 
 vectors are made of the hash of a text, and verdicts of the words in it.
 """
 
-import base64
 import json
-import math
-import struct
 from collections.abc import Callable, Mapping
 from hashlib import blake2b, shake_256
 from typing import Any
@@ -19,12 +16,12 @@ from .answers import (
     Answer,
     by_chat,
     completion,
-    error_body,
     no_messages,
     usage_of,
 )
 from .schemas import fitting
 from .tokens import count_prompt_tokens, count_tokens, first_tokens, text_of
+from .vectors import embeddings, no_texts, texts_of, unit
 
 __all__ = ["Echo", "answered"]
 
@@ -95,35 +92,18 @@ def _echoed(asked: str, form: Any) -> str:
             return text
 
 
-#: What is answered where a body has no texts.
-_NO_TEXTS: Answer = (
-    400,
-    error_body("Missing or invalid parameter: 'input'.", "invalid_value", "input"),
-)
-
-
 def _embedded(body: Mapping[str, Any]) -> Answer:
-    texts = _texts(body)
-    if not texts:
-        return _NO_TEXTS
+    texts = texts_of(body)
     size = body.get("dimensions") or _DIMENSIONS
-    as_base64 = body.get("encoding_format") == "base64"
-    data = []
-    for index, text in enumerate(texts):
-        vector: Any = _hashed(text, size)
-        if as_base64:
-            vector = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
-        data.append({"object": "embedding", "index": index, "embedding": vector})
-    n_tokens = sum(map(count_tokens, texts))
-    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-    return 200, {"object": "list", "data": data, "model": body.get("model"), "usage": usage}
+    vectors = [_hashed(text, size) for text in texts]
+    return embeddings(body, vectors, sum(map(count_tokens, texts)))
 
 
 def _judged(body: Mapping[str, Any]) -> Answer:
     """Each category is flagged whose name stands in the text."""
-    texts = _texts(body)
+    texts = texts_of(body)
     if not texts:
-        return _NO_TEXTS
+        return no_texts()
     verdicts = []
     for text in texts:
         categories = {name: name in text for name in _CATEGORIES}
@@ -139,17 +119,5 @@ def _judged(body: Mapping[str, Any]) -> Answer:
     return 200, {"id": f"modr-{identity}", "model": body.get("model"), "results": verdicts}
 
 
-def _texts(body: Mapping[str, Any]) -> list[str]:
-    """The texts that a body asks about; none where it is not made of texts."""
-    asked = body.get("input")
-    texts = [asked] if isinstance(asked, str) else asked
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        return []
-    return texts
-
-
 def _hashed(text: str, size: int) -> list[float]:
-    """A vector of length 1 that is a function of the text."""
-    raw = [byte - 127.5 for byte in shake_256(text.encode()).digest(size)]
-    length = math.sqrt(sum(value * value for value in raw))
-    return [value / length for value in raw]
+    return unit([byte - 127.5 for byte in shake_256(text.encode()).digest(size)])

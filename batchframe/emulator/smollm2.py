@@ -1,14 +1,26 @@
 """SmolLM2-135M-Instruct, a real language model of 135 million parameters in this process."""
 
 import os
+import threading
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from batchframe.errors import MissingDependencyError
 
-from .answers import CHAT, Answer, by_chat, completion, error_body, no_messages, usage_of
+from .answers import (
+    CHAT,
+    EMBEDDINGS,
+    Answer,
+    by_chat,
+    completion,
+    error_body,
+    no_messages,
+    usage_of,
+)
 from .tokens import text_of
+from .vectors import embeddings, no_texts, texts_of, unit
 
 __all__ = ["SmolLM2"]
 
@@ -23,12 +35,37 @@ class SmolLM2:
     context_tokens = 2048
     _slots = 2
 
+    #: Numbers of an embedding, at most.
+    dimensions = 576
+
     def __init__(self) -> None:
         self._server = _load(self._slots * self.context_tokens, self._slots)
+        self._embedder: Any = None
+        self._loading = threading.Lock()
 
     def answer(self, body: dict[str, Any], endpoint: str = CHAT) -> Answer:
-        """Answer a chat completion or a response."""
+        """Answer a chat completion, a response or an embedding."""
+        if endpoint == EMBEDDINGS:
+            return self._embed(body)
         return by_chat(self._chat, body, endpoint)
+
+    def _embed(self, body: dict[str, Any]) -> Answer:
+        """The mean of what the model makes of the tokens; fewer dimensions are the first ones."""
+        size = body.get("dimensions") or self.dimensions
+        if not isinstance(size, int) or not 0 < size <= self.dimensions:
+            message = f"Invalid 'dimensions': must be from 1 to {self.dimensions}."
+            return 400, error_body(message, "invalid_value", "dimensions")
+        texts = texts_of(body)
+        if not texts:
+            return no_texts()
+        with self._loading:  # the engine embeds or writes, so this is another copy of the weights
+            if self._embedder is None:
+                self._embedder = _load(self.context_tokens, 1, embeds=True)
+        reply = self._embedder.handle_embeddings({"input": texts})
+        if "error" in reply:
+            return _refusal(reply["error"], "input")
+        vectors = [unit(item["embedding"][:size]) for item in reply["data"]]
+        return embeddings(body, vectors, reply["usage"]["prompt_tokens"])
 
     def _chat(self, body: dict[str, Any]) -> Answer:
         messages = [
@@ -46,10 +83,7 @@ class SmolLM2:
         except ValueError as refused:  # the engine's word for parameters that do not fit
             return 400, error_body(str(refused), "invalid_value", None)
         if "error" in reply:
-            too_long = reply["error"].get("type") == "exceed_context_size_error"
-            code, param = ("context_length_exceeded", "messages") if too_long else (None, None)
-            status = int(reply["error"].get("code", 500))
-            return status, error_body(reply["error"]["message"], code, param)
+            return _refusal(reply["error"], "messages")
         choice, counted = reply["choices"][0], reply["usage"]
         usage = usage_of(counted["prompt_tokens"], counted["completion_tokens"])
         text = choice["message"]["content"]
@@ -63,7 +97,16 @@ _SMOLLM2_PARAMETERS = frozenset(
 )
 
 
-def _load(context_tokens: int, slots: int) -> Any:
+def _refusal(error: Mapping[str, Any], param: str) -> Answer:
+    """What the API says where the engine has an error."""
+    message = str(error["message"])
+    # The second is how it says so of embeddings.
+    if error.get("type") == "exceed_context_size_error" or "too large to process" in message:
+        return 400, error_body(message, "context_length_exceeded", param)
+    return int(error.get("code", 500)), error_body(message, None, None)
+
+
+def _load(context_tokens: int, slots: int, *, embeds: bool = False) -> Any:
     try:
         import xllamacpp
     except ModuleNotFoundError as missing:
@@ -80,6 +123,10 @@ def _load(context_tokens: int, slots: int) -> Any:
     params.model.path = str(weights[0])
     params.n_ctx = context_tokens
     params.n_parallel = slots
+    if embeds:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        params.n_batch = params.n_ubatch = context_tokens  # a text is embedded in one piece
     # Threads that share a core wait for each other in a loop: on two busy cores, two of them are
     # several times slower than one.
     n_threads = max(1, (os.cpu_count() or 2) - 1)

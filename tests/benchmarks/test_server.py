@@ -15,7 +15,7 @@ from tests.emulator.many import through_kills
 pytestmark = pytest.mark.benchmark
 
 #: Memory that a server may have at its peak, in bytes.
-BOUND = 200 << 20
+BOUND = 128 << 20
 
 
 def test_a_million_requests_through_kills(tmp_path):
