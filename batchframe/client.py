@@ -8,7 +8,6 @@ A call ends in one of three ways: its value; `Unavailable`, when the same call m
 later; or a ProviderError, when that would not help. `create` has a fourth: None, outcome unknown.
 """
 
-import ipaddress
 import math
 import os
 import re
@@ -18,7 +17,6 @@ from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -30,6 +28,7 @@ from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.moderation_create_params import ModerationCreateParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
+from batchframe.core.addresses import is_private
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
 from batchframe.core.spec import (
     CHAT_COMPLETIONS,
@@ -503,20 +502,12 @@ def _check_key(key: str) -> None:
 
 
 def _check_address(address: str) -> None:
-    parts = urlsplit(address)
-    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
+    if is_private(address):
         return
     raise ParameterError(
         f"The client's base_url {address} is not https: the key and the prompts would travel in "
         "the clear. Nothing was sent. Plain http is taken for this machine only (127.0.0.1)."
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _without_key(message: str) -> str:

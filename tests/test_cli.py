@@ -1,6 +1,7 @@
 """The command line, as processes: what it prints, how it ends, and what it does not import."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from batchframe.cli import app
+from batchframe.emulator.faults import MISHAPS
 
 ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable, "-W", "error"]
@@ -63,7 +65,7 @@ def test_help_names_every_command():
     ("command", "options"),
     [
         ("demo", ["--rows", "--model", "--output"]),
-        ("serve", ["--port", "--model", "--directory"]),
+        ("serve", ["--port", "--model", "--directory", "--upstream", "--fault"]),
     ],
 )
 def test_each_command_explains_itself_and_its_options(command, options):
@@ -119,6 +121,60 @@ def test_a_directory_that_cannot_be_is_one_line(tmp_path):
     assert ended.returncode == 1
     assert ended.stderr.startswith("batchframe: The server cannot start: ")
     assert ended.stderr.count("\n") == 1
+
+
+def test_serve_tells_of_an_upstream_that_is_not_there_and_serves(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+    options = ("--upstream", address, "--concurrency", "3")
+    with serving(*options, cwd=tmp_path) as (process, base_url):
+        warning = process.stderr.readline()
+        assert warning.startswith(f"batchframe: Nothing answers at {address} (ConnectError: ")
+        assert warning.endswith("). Batches are taken all the same, and their rows wait.\n")
+        with openai.OpenAI(base_url=base_url, api_key="anything") as client:
+            assert client.batches.list().data == []
+        process.send_signal(signal.SIGINT)
+        out = process.stdout.read()
+    assert f"answered by the server at {address}." in out
+
+
+def test_serve_lets_go_wrong_what_is_asked_for(tmp_path):
+    options = ("--fault", "error-on-upload:2", "--fault", "files.list=error-before:418@2")
+    with (
+        serving(*options, cwd=tmp_path) as (_, base_url),
+        openai.OpenAI(base_url=base_url, api_key="anything", max_retries=0) as client,
+    ):
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError):
+                client.files.create(file=("rows.jsonl", b"{}"), purpose="batch")
+        file = client.files.create(file=("rows.jsonl", b"{}"), purpose="batch")
+        assert [listed.id for listed in client.files.list()] == [file.id]
+        with pytest.raises(openai.APIStatusError):
+            client.files.list()
+
+
+def test_the_help_of_serve_lists_every_named_fault():
+    shown = CliRunner().invoke(app, ["serve", "--help"]).output
+    listed = re.findall(r"^    ([a-z-]+) {2,}(.+)$", shown, re.MULTILINE)
+    assert listed == [(name, mishap.meaning) for name, mishap in MISHAPS.items()]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--fault", "quue-full"], 2, "there is no fault 'quue-full'. Did you mean 'queue-full'?"),
+        (["--fault", "output=redirect:x"], 2, "output has no fault 'redirect'"),
+        (["--upstream", "http://example.com/v1"], 1, "is not https"),
+        (["--upstream", "https://example.com", "--upstream-key-env", "NOT_SET"], 1, "NOT_SET"),
+        (["--upstream", "https://example.com", "--model", "echo"], 2, "it is the upstream that"),
+        (["--upstream-key-env", "HOME"], 2, "there is no --upstream"),
+    ],
+)
+def test_what_serve_cannot_do_is_said_before_it_serves(options, code, message):
+    ended = CliRunner().invoke(app, ["serve", *options])
+    assert ended.exit_code == code
+    assert message in ended.output
+    assert "base_url" not in ended.output
 
 
 def test_the_command_line_imports_no_heavy_library(tmp_path):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from batchframe.cli import options as o
-from batchframe.cli.app import Exit, app, expanded, show, show_json
+from batchframe.cli.app import Exit, app, expanded, say, show, show_json
 from batchframe.demo import run_demo
 from batchframe.errors import BatchframeError
 
@@ -71,9 +71,27 @@ def serve(
         int, typer.Option(min=0, max=65535, metavar="N", help="The port; 0 is any free one.")
     ] = 0,
     model: Annotated[
-        _Model,
-        typer.Option(help="Who answers: echo repeats the prompt, smollm2 is a small real model."),
-    ] = _Model.ECHO,
+        _Model | None,
+        typer.Option(
+            help="Who answers: echo repeats the prompt, smollm2 is a small real model.  "
+            "[default: echo]"
+        ),
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Let another OpenAI-compatible server answer, say http://127.0.0.1:11434/v1.",
+        ),
+    ] = None,
+    upstream_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The environment variable that holds its key."),
+    ] = None,
+    concurrency: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Rows that the upstream or smollm2 has at once."),
+    ] = 2,
     directory: Annotated[
         Path | None,
         typer.Option(
@@ -82,35 +100,114 @@ def serve(
             "Without it they go when the server stops.",
         ),
     ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:TIMES]",
+            help="What goes wrong, in the next call that can meet it, or in so many, or in all. "
+            "May be given many times.",
+        ),
+    ] = None,
+    stage_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How long validating, finalizing and cancelling last, and in_progress at least.",
+        ),
+    ] = 0.05,
+    row_seconds: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Time from row to row of a batch.")
+    ] = 0.0,
+    enqueued_token_limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Prompt tokens that may be queued for each model."),
+    ] = None,
 ) -> None:
     """Serve the Files and Batches API here until Ctrl-C.
 
     \b
       batchframe serve --port 8000
+      batchframe serve --upstream http://127.0.0.1:11434/v1 --concurrency 8 --directory DIR
+      batchframe serve --fault reply-lost-after-create --fault error-on-retrieve:3
 
-    For trying out and testing whatever uses the OpenAI Batch API: it takes any key and any model
-    name, and it listens on 127.0.0.1 only.
+    For trying out and testing whatever uses the OpenAI Batch API, and for a Batch API in front of
+    Ollama, vLLM, llama.cpp or a gateway. It takes any key and any model name, and it listens on
+    127.0.0.1 only. With --directory it goes on where the last one was, also after a kill: rows
+    that were answered are not asked again.
+
+    An upstream that is away or busy is waited for; other errors that may pass are asked 8 times;
+    any other answer is the row's. Its key is neither stored nor shown.
+
+    \b
+    Faults, each once, or as often as :TIMES says (a number, or all):
+      reply-lost-after-upload   the file is kept, and the connection closed
+      error-on-upload           500, and no file is kept
+      reply-lost-after-create   the batch is made, and the connection closed
+      error-after-create        the batch is made, and the answer is 500
+      error-on-create           500, and no batch is made
+      rate-limited              429, Retry-After 1, and no batch is made
+      queue-full                400 token_limit_exceeded, and no batch is made
+      no-money                  429 insufficient_quota, and no batch is made
+      file-not-found            400: the file just uploaded cannot be found
+      list-lag                  lists show the batch a minute late
+      expired                   the batch expires with one row executed
+      error-on-retrieve         500 for a look
+      unknown-status            a look shows a status that nobody knows
+      download-cut              a download ends after 100 bytes, with its connection
+      error-on-download         502 for a download
+      line-missing              a line of the output file is left out
+      line-twice                a line of the output file is there twice
+      line-torn                 the last line of the output file is cut in half
+
+    \b
+    Or in full, for more of them: OPERATION=KIND[:ARGUMENT][@FIRST][*TIMES], as in
+      batches.create=error-before:503:30@2*all    503 with Retry-After, from the second call on
     """
-    from batchframe.emulator import LocalServer
+    from batchframe.emulator import Fault, LocalServer, Upstream
 
+    if upstream is None:
+        if upstream_key_env is not None:
+            raise typer.BadParameter("there is no --upstream", param_hint="--upstream-key-env")
+        source: str | Upstream = (model or _Model.ECHO).value
+    elif model is not None:
+        raise typer.BadParameter("it is the upstream that answers", param_hint="--model")
+    else:
+        source = Upstream(upstream, key_env=upstream_key_env)
+    try:
+        faults = [Fault.parse(text) for text in fault or ()]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--fault") from error
     # Also where a shell started this in the background, and so made it deaf to SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
         with (
-            LocalServer(model.value, directory=directory, port=port) as server,
+            LocalServer(
+                source,
+                directory=directory,
+                port=port,
+                concurrency=concurrency,
+                stage_seconds=stage_seconds,
+                row_seconds=row_seconds,
+                enqueued_token_limit=enqueued_token_limit,
+                faults=faults,
+            ) as server,
             suppress(KeyboardInterrupt),
         ):
+            name = source.name if isinstance(source, Upstream) else source
             typer.echo(
                 f"base_url: {server.base_url}\n"
                 "\n"
-                f"The OpenAI Files and Batches API, answered by {model.value}. "
+                f"The OpenAI Files and Batches API, answered by {name}. "
                 "Point a client at it:\n"
                 f"  export OPENAI_BASE_URL={server.base_url}\n"
                 "  export OPENAI_API_KEY=anything\n"
                 "\n"
                 f"Files and batches are kept in {directory or 'a temporary folder'}. Ctrl-C stops."
             )
+            if isinstance(source, Upstream) and (wrong := source.look()) is not None:
+                say(f"{wrong} Batches are taken all the same, and their rows wait.")
             while True:
                 time.sleep(3600)
     except OSError as error:

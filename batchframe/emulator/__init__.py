@@ -15,17 +15,29 @@
         ...                                  # the end of each batch is told there, signed by
         server.webhook_secret                # for client.webhooks.unwrap(..., secret=...)
 
-The modules, downwards: testing (the server as a context manager), server (HTTP), door (who may
-come in), operations (the thirteen), mishaps (replies that go wrong), store (what is asked), uploads
-(files in parts), webhooks, rates (how often), timeline (what time does), work (rows), archive (what
-is kept), validation and requests (refusals), faults, models, schemas (answers in JSON), records
-(values).
+    with LocalServer(Upstream("http://127.0.0.1:11434/v1"), concurrency=8) as server:
+        ...                                  # a Batch API in front of a model server of one's own
+
+The modules, downwards: pytest_plugin (a fixture), testing (the server as a context manager), server
+(HTTP), door (who may come in), operations (the thirteen), mishaps (replies that go wrong), store
+(what is asked), uploads (files in parts), webhooks, rates (how often), timeline (what time does),
+window (rows that take time, so many at once), rows (which is next), work (the rows of one batch),
+archive (what is kept), validation and requests (refusals), faults, models (what answers), upstream
+(another server), echo and smollm2 (in this process), schemas (answers in JSON), answers and vectors
+(their bodies), tokens, records (values).
 """
 
-from .faults import Fault
-from .models import CallableModel, Echo, Model, SmolLM2
-from .records import Billed, Call
-from .testing import JumpClock, LocalServer
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .echo import Echo
+    from .faults import Fault
+    from .models import CallableModel, Model
+    from .records import Billed, Call
+    from .smollm2 import SmolLM2
+    from .testing import JumpClock, LocalServer
+    from .upstream import Upstream
 
 __all__ = [
     "Billed",
@@ -37,4 +49,26 @@ __all__ = [
     "LocalServer",
     "Model",
     "SmolLM2",
+    "Upstream",
 ]
+
+#: The module of each public name. It is imported when the name is asked for: pytest imports this
+#: package at each of its starts, for the fixture in it.
+_HOMES = {
+    "Billed": "records",
+    "Call": "records",
+    "CallableModel": "models",
+    "Echo": "echo",
+    "Fault": "faults",
+    "JumpClock": "testing",
+    "LocalServer": "testing",
+    "Model": "models",
+    "SmolLM2": "smollm2",
+    "Upstream": "upstream",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,11 +1,14 @@
 """Scripted faults: what goes wrong, at which call, as plain data.
 
+The common mishaps have names of their own, in `MISHAPS`; `Fault.parse` reads both forms.
+
 A `Fault` names an operation and a kind; a `Script` hands out those that a call meets. Kinds are
 tables: a refusal instead of the operation, an edit of its reply, a new shape of a result file, or
 a mishap of the connection or of time, which the server carries out. A fault that comes before the
 operation leaves the state as it was; one that comes after does not.
 """
 
+import difflib
 import re
 import threading
 from collections.abc import Callable, Iterable
@@ -17,7 +20,7 @@ import msgspec
 
 from .records import Refusal
 
-__all__ = ["EDITS", "KINDS", "REFUSALS", "SHAPES", "Fault", "Script"]
+__all__ = ["EDITS", "KINDS", "MISHAPS", "REFUSALS", "SHAPES", "Fault", "Mishap", "Script"]
 
 
 def _error(argument: str) -> Refusal:
@@ -66,6 +69,10 @@ _AT_ANY_CALL = frozenset({"reset-before", "reply-lost-after", "error-after"})
 #: `lands-late:SECONDS` loses the reply, and what was created comes into being so much later;
 #: `visible-late:SECONDS` only the latter; `list-lag:SECONDS` only in lists.
 _AT_CREATION = frozenset({"lands-late", "visible-late", "list-lag"})
+
+#: `expire[:ROWS]`: the batch expires as soon as so many of its rows, or none, were executed; never
+#: all of them.
+_AT_CREATION_OF_BATCHES = frozenset({"expire"})
 
 #: `truncate:BYTES` cuts a download and its connection; `truncate-silent:BYTES` hides the cut, by
 #: leaving out the Content-Length. Of a range, so many of its own bytes are sent. `ignore-range`
@@ -130,6 +137,18 @@ SHAPES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "status-zero": _status_zero,
 }
 
+#: What reads the argument of each kind that has one that can be wrong.
+_ARGUMENTS: dict[str, Callable[[str], object]] = {
+    **REFUSALS,
+    "error-after": _error,
+    "lands-late": float,
+    "visible-late": float,
+    "list-lag": float,
+    "expire": lambda n_rows: int(n_rows or 0),
+    "truncate": int,
+    "truncate-silent": int,
+}
+
 #: The kinds of faults that each operation, result file as it is made, or webhook can meet.
 KINDS: dict[str, frozenset[str]] = {
     "files.create": _AT_ANY_CALL | _AT_CREATION | REFUSALS.keys(),
@@ -141,7 +160,9 @@ KINDS: dict[str, frozenset[str]] = {
     "uploads.parts.create": _AT_ANY_CALL | REFUSALS.keys(),
     "uploads.complete": _AT_ANY_CALL | REFUSALS.keys(),
     "uploads.cancel": _AT_ANY_CALL | REFUSALS.keys(),
-    "batches.create": _AT_ANY_CALL | _AT_CREATION | REFUSALS.keys() | EDITS.keys(),
+    "batches.create": (
+        _AT_ANY_CALL | _AT_CREATION | _AT_CREATION_OF_BATCHES | REFUSALS.keys() | EDITS.keys()
+    ),
     "batches.list": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
     "batches.retrieve": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
     "batches.cancel": _AT_ANY_CALL | REFUSALS.keys() | EDITS.keys(),
@@ -150,6 +171,58 @@ KINDS: dict[str, frozenset[str]] = {
     "webhooks": _AT_DELIVERY,
 }
 
+
+@dataclass(frozen=True, slots=True)
+class Mishap:
+    """A fault that has a name, because it is common: services have shown each of them."""
+
+    operation: str
+    kind: str
+    #: What happens, in a few words.
+    meaning: str
+
+
+#: The common mishaps, by name.
+MISHAPS: dict[str, Mishap] = {
+    "reply-lost-after-upload": Mishap(
+        "files.create", "reply-lost-after", "the file is kept, and the connection closed"
+    ),
+    "error-on-upload": Mishap("files.create", "error-before:500", "500, and no file is kept"),
+    "reply-lost-after-create": Mishap(
+        "batches.create", "reply-lost-after", "the batch is made, and the connection closed"
+    ),
+    "error-after-create": Mishap(
+        "batches.create", "error-after:500", "the batch is made, and the answer is 500"
+    ),
+    "error-on-create": Mishap("batches.create", "error-before:500", "500, and no batch is made"),
+    "rate-limited": Mishap(
+        "batches.create", "error-before:429:1", "429, Retry-After 1, and no batch is made"
+    ),
+    "queue-full": Mishap(
+        "batches.create", "queue-full", "400 token_limit_exceeded, and no batch is made"
+    ),
+    "no-money": Mishap(
+        "batches.create", "no-money", "429 insufficient_quota, and no batch is made"
+    ),
+    "file-not-found": Mishap(
+        "batches.create", "not-visible", "400: the file just uploaded cannot be found"
+    ),
+    "list-lag": Mishap("batches.create", "list-lag:60", "lists show the batch a minute late"),
+    "expired": Mishap("batches.create", "expire:1", "the batch expires with one row executed"),
+    "error-on-retrieve": Mishap("batches.retrieve", "error-before:500", "500 for a look"),
+    "unknown-status": Mishap(
+        "batches.retrieve", "unknown-status", "a look shows a status that nobody knows"
+    ),
+    "download-cut": Mishap(
+        "files.content", "truncate:100", "a download ends after 100 bytes, with its connection"
+    ),
+    "error-on-download": Mishap("files.content", "error-before:502", "502 for a download"),
+    "line-missing": Mishap("output", "drop-line", "a line of the output file is left out"),
+    "line-twice": Mishap("output", "duplicate-line", "a line of the output file is there twice"),
+    "line-torn": Mishap("output", "torn-line", "the last line of the output file is cut in half"),
+}
+
+_NAMED_FORM = re.compile(r"([a-z-]+)(?::(\d+|all))?")
 _FORM = re.compile(r"([\w.]+)=([\w-]+(?::[^@*]*)?)(?:@(\d+))?(?:\*(\d+|all))?")
 
 
@@ -172,16 +245,35 @@ class Fault:
         if self.name not in KINDS[self.operation]:
             known = sorted(KINDS[self.operation])
             raise ValueError(f"{self.operation} has no fault {self.name!r}; it has {known}")
+        try:
+            _ARGUMENTS.get(self.name, str)(self.argument)
+        except ValueError:
+            given = repr(self.argument) if self.argument else "no argument"
+            raise ValueError(f"{self.name} cannot do with {given}") from None
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `OPERATION=KIND[:ARGUMENT][@FIRST][*TIMES]`; TIMES may be `all`."""
+        """Read a fault, as the command line takes it.
+
+        Args:
+            text: `NAME[:TIMES]` with a name of `MISHAPS`, or
+                `OPERATION=KIND[:ARGUMENT][@FIRST][*TIMES]`. TIMES may be `all`; without it, 1.
+
+        Raises:
+            ValueError: there is no such fault; the message names those that there are.
+        """
+        named = _NAMED_FORM.fullmatch(text)
+        if named is not None:
+            name, times = named.groups()
+            if name not in MISHAPS:
+                raise ValueError(_unknown(name))
+            return cls(MISHAPS[name].operation, MISHAPS[name].kind, _times(times))
         match = _FORM.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not OPERATION=KIND[:ARGUMENT][@FIRST][*TIMES]")
+            form = "NAME[:TIMES] or OPERATION=KIND[:ARGUMENT][@FIRST][*TIMES]"
+            raise ValueError(f"{text!r} is not {form}")
         operation, kind, first, times = match.groups()
-        n = None if times == "all" else int(times or 1)
-        return cls(operation, kind, n, int(first or 1))
+        return cls(operation, kind, _times(times), int(first or 1))
 
     @property
     def name(self) -> str:
@@ -199,6 +291,16 @@ class Fault:
         if self.name == "not-visible" and self.argument:
             times = int(self.argument)
         return self.first <= call and (times is None or call < self.first + times)
+
+
+def _times(text: str | None) -> int | None:
+    return None if text == "all" else int(text or 1)
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, MISHAPS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"there is no fault {name!r}.{hint} There are {', '.join(sorted(MISHAPS))}"
 
 
 class Script:

@@ -37,6 +37,9 @@ def spoiled(
         case "list-lag":
             store.postpone(_created(made), float(fault.argument), only_listing=True)
             return response
+        case "expire":
+            store.shorten(_created(made), int(fault.argument or 0))
+            return response
         case "truncate":
             return _CutResponse(response, int(fault.argument), hang_up)
         case "truncate-silent":

@@ -233,9 +233,14 @@ class Batch:
     output_file_id: str | None = None
     error_file_id: str | None = None
 
+    #: Rows after which it expires at once, by a scripted fault; None is no such fault.
+    rows_before_expiry: int | None = None
+
     @property
     def expires_at(self) -> float:
         """24 hours after creation: the one completion window (OpenAI API spec, 2026-08)."""
+        if self.rows_before_expiry is not None and self.finalizing_at is not None:
+            return self.finalizing_at
         return self.created_at + 86_400
 
     def as_json(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from .records import TERMINAL, Batch, Billed, Call, File, Refusal, Usage
 from .requests import MAX_BATCH_FILE_BYTES, BatchOrder, check_upload
 from .timeline import Pace, Timeline
 from .uploads import Uploads
+from .upstream import Upstream
 from .webhooks import Courier, Webhook
 
 __all__ = ["Policy", "Store"]
@@ -52,7 +53,7 @@ class Store:
         self,
         directory: Path,
         *,
-        model: Model,
+        model: Model | Upstream,
         clock: Clock,
         pace: Pace,
         policy: Policy,
@@ -211,8 +212,8 @@ class Store:
         with self._changed:
             self._timeline.settle()
             executed: Counter[str] = Counter()
-            for batch_id in self._archive.batches:
-                executed.update(self._timeline.billed(batch_id))
+            for batch in self._archive.batches.values():
+                executed.update(self._timeline.billed(batch))
             return dict(executed)
 
     def billed(self) -> Billed:
@@ -238,6 +239,12 @@ class Store:
             if not only_listing:
                 later = replace(later, created_at=found.created_at + seconds)
             self._archive.save(later)
+
+    def shorten(self, batch_id: str, n_rows: int) -> None:
+        """Let a new batch expire as soon as so many of its rows were executed."""
+        with self._changed:
+            batch = self._archive.batches[batch_id]
+            self._archive.save(replace(batch, rows_before_expiry=n_rows))
 
 
 def _page(

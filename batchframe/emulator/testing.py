@@ -16,16 +16,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from batchframe.clock import Clock, SystemClock
-from batchframe.errors import MissingDependencyError
+from batchframe.errors import MissingDependencyError, ParameterError
 
+from .answers import Answer
 from .door import Door
 from .faults import Fault, Script
-from .models import Answer, Model, resolve_model
+from .models import Model, resolve_model
 from .rates import MAX_CREATES_PER_HOUR, MAX_UPLOADS_PER_MINUTE
 from .records import Billed, Call
 from .requests import MAX_BATCH_FILE_BYTES
 from .store import Policy, Store
 from .timeline import Pace
+from .upstream import Upstream
 from .validation import MAX_REQUESTS
 from .webhooks import Webhook
 
@@ -82,8 +84,8 @@ class LocalServer:
     A context manager; where there is no block to hold it, as in a notebook, `start` and `stop` it.
 
     Args:
-        model: What answers the requests: `"echo"`, `"smollm2"`, a `Model`, or a function
-            `(body) -> (status, body)` or `(body) -> text`.
+        model: What answers the requests: `"echo"`, `"smollm2"`, a `Model`, an `Upstream`, or a
+            function `(body) -> (status, body)` or `(body) -> text`.
         directory: Where the state is kept, to be found again by a later server. None is a
             temporary one, removed at the end.
         clock: What time it is. None is the machine's clock.
@@ -91,6 +93,8 @@ class LocalServer:
             `in_progress` at least.
         row_seconds: How far apart the rows of a batch are executed.
         host: The address to listen on. One that other machines reach needs a *token*.
+        concurrency: How many rows of an upstream, or of another model that takes its time, are
+            under way at once; batches take turns.
         port: The port; 0 is any free one.
         token: The only key that is let in; None lets all in.
         max_requests: Requests that one batch may have.
@@ -103,20 +107,21 @@ class LocalServer:
         max_uploads_per_minute: Files that may be uploaded in a minute.
         webhook_url: Where the end of each batch is told, signed; None is nowhere.
         webhook_secret: What signs it; None makes one, see `webhook_secret`. It is never stored.
-        faults: What goes wrong, and when.
+        faults: What goes wrong, and when; also as text, see `Fault.parse`.
 
     Raises ValueError where these do not fit.
     """
 
     def __init__(
         self,
-        model: str | Model | Callable[[dict[str, Any]], Answer | str] = "echo",
+        model: str | Model | Upstream | Callable[[dict[str, Any]], Answer | str] = "echo",
         *,
         directory: str | Path | None = None,
         clock: Clock | None = None,
         stage_seconds: float | Callable[[str], float] = 0.05,
         row_seconds: float = 0.0,
         host: str = "127.0.0.1",
+        concurrency: int = 2,
         port: int = 0,
         token: str | None = None,
         max_requests: int = MAX_REQUESTS,
@@ -127,10 +132,12 @@ class LocalServer:
         max_uploads_per_minute: int = MAX_UPLOADS_PER_MINUTE,
         webhook_url: str | None = None,
         webhook_secret: str | None = None,
-        faults: Iterable[Fault] = (),
+        faults: Iterable[Fault | str] = (),
     ) -> None:
+        if concurrency < 1:
+            raise ParameterError(f"concurrency must be at least 1, but is {concurrency}")
         self._model = model
-        self._script = Script(faults)
+        self._script = Script(Fault.parse(f) if isinstance(f, str) else f for f in faults)
         self._directory = directory
         self._host = host
         self._port = port
@@ -146,6 +153,7 @@ class LocalServer:
         self._pace = Pace(
             stage_seconds=stage_seconds,
             row_seconds=row_seconds,
+            concurrency=concurrency,
             max_requests=max_requests,
             enqueued_token_limit=enqueued_token_limit,
         )

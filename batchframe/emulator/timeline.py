@@ -6,32 +6,22 @@ rows; the rows of a slow one are executed by a thread, whose progress is seen wh
 """
 
 import os
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 from batchframe.clock import Clock
 
 from .archive import Archive, new_file_id
-from .models import Answer, Model, error_body
+from .models import Model
 from .records import TERMINAL, Batch, LineError, Refusal
+from .rows import Rows
+from .upstream import Upstream
 from .validation import MAX_REQUESTS, check_input
-from .work import Work, read_ledger
+from .window import Window
+from .work import read_ledger
 
 __all__ = ["Pace", "Timeline"]
-
-#: Rows of an instant model that are answered and flushed together.
-_CHUNK = 1000
-
-#: Rows of a slow model that are under way together.
-_CONCURRENCY = 2
-
-#: Seconds of real time after which the thread looks again whether the clock made work due.
-_TICK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +33,8 @@ class Pace:
     stage_seconds: float | Callable[[str], float] = 0.05
     #: Seconds from the execution of one row of a batch to that of the next.
     row_seconds: float = 0.0
+    #: Rows of a slow model that are under way together.
+    concurrency: int = 2
     #: Requests that one batch may have.
     max_requests: int = MAX_REQUESTS
     #: Prompt tokens that may be queued per model: for all models, or for each; None is no limit.
@@ -56,34 +48,27 @@ class Timeline:
         self,
         archive: Archive,
         *,
-        model: Model,
+        model: Model | Upstream,
         clock: Clock,
         pace: Pace,
         reshape: Callable[[str, Path], None],
     ) -> None:
         self._archive = archive
-        self._model = model
         self._clock = clock
         self._pace = pace
         self._reshape = reshape
-        self._work: dict[str, Work] = {}
-        #: When the last row of a slow model was answered, by batch.
-        self._rows_done_at: dict[str, float] = {}
-        self._closing = False
-        self._worker: threading.Thread | None = None
+        self._rows = Rows(archive, model=model, clock=clock, row_seconds=pace.row_seconds)
+        self._window: Window | None = None
         if not model.instant:
-            self._worker = threading.Thread(target=self._run_slow_rows, name="emulator-rows")
-            self._worker.start()
+            self._window = Window(
+                self._rows, archive, self.settle, model, clock, concurrency=pace.concurrency
+            )
 
     def close(self) -> None:
-        """Stop after the rows that are under way. Not to be called with the lock."""
-        with self._archive.changed:
-            self._closing = True
-            self._archive.changed.notify_all()
-        if self._worker is not None:
-            self._worker.join()
-        for work in self._work.values():
-            work.close()
+        """Stop; rows under way in this process are waited for. Not to be called with the lock."""
+        if self._window is not None:
+            self._window.close()
+        self._rows.close()
 
     def settle(self) -> float:
         """Apply what is due by now, and return the time that it is."""
@@ -95,19 +80,17 @@ class Timeline:
                 break
             self._apply(due, at)
         for batch in live:
-            if batch.status == "in_progress" and self._model.instant:
-                self._execute(batch, now)
+            if batch.status == "in_progress":
+                self._rows.execute(batch, now)
         for file in [f for f in self._archive.files.values() if (f.expires_at or now + 1) <= now]:
             self._archive.remove_file(file)
         return now
 
     def with_progress(self, batch: Batch) -> Batch:
         """Return the batch with the counts and the usage of its rows so far."""
-        if batch.status in TERMINAL and batch.id not in self._work:
+        if batch.status in TERMINAL or batch.in_progress_at is None:
             return batch
-        if batch.in_progress_at is None:
-            return batch
-        work = self._open_work(batch)
+        work = self._rows.work(batch)
         done, failed = work.done, work.failed
         return replace(batch, completed=done - failed, failed=failed, usage=work.usage)
 
@@ -120,10 +103,11 @@ class Timeline:
         for error in self._over_token_limit(checked.model or "", checked.prompt_tokens):
             raise Refusal(400, error.message, code=error.code)
 
-    def billed(self, batch_id: str) -> list[str]:
+    def billed(self, batch: Batch) -> Iterator[str]:
         """Return the custom_id of each billed execution of the batch."""
-        work = self._work.get(batch_id)
-        return work.billed if work else read_ledger(self._archive.work, batch_id)
+        if batch.status in TERMINAL or batch.in_progress_at is None:
+            return read_ledger(self._archive.work, batch.id)
+        return self._rows.work(batch).billed()
 
     def _next_event(self, batch: Batch) -> float:
         """When the batch leaves its status."""
@@ -134,7 +118,7 @@ class Timeline:
                 return batch.created_at + stage
             case "in_progress":
                 earliest = _known(batch.in_progress_at) + stage
-                return min(batch.expires_at, max(earliest, self._rows_end(batch)))
+                return min(batch.expires_at, max(earliest, self._rows.end(batch)))
             case "finalizing":
                 return _known(batch.finalizing_at) + stage
             case "cancelling":
@@ -148,11 +132,10 @@ class Timeline:
             case "validating":
                 self._archive.save(self._validated(batch, at))
             case "in_progress":
-                if self._model.instant:
-                    self._execute(batch, at)
+                self._rows.execute(batch, at)
                 self._archive.save(replace(batch, status="finalizing", finalizing_at=at))
             case "finalizing":
-                if self._open_work(batch).done == batch.total:
+                if self._rows.work(batch).done == batch.total:
                     self._end(replace(batch, status="completed", completed_at=at), at)
                 else:
                     self._end(replace(batch, status="expired", expired_at=at), at)
@@ -218,8 +201,9 @@ class Timeline:
         if batch.in_progress_at is None:  # cancelled before it was validated: nothing to show
             self._archive.save(batch)
             return
-        work = self._open_work(batch)
-        batch = self.with_progress(batch)
+        work = self._rows.work(batch)
+        completed = work.done - work.failed
+        batch = replace(batch, completed=completed, failed=work.failed, usage=work.usage)
         made = {kind: self._archive.contents / f"{batch.id}.{kind}" for kind in ("output", "error")}
         work.finish(made["output"], made["error"], cancelled=batch.status == "cancelled")
         ids: dict[str, str | None] = {"output": None, "error": None}
@@ -236,75 +220,7 @@ class Timeline:
             self._archive.save(
                 replace(batch, output_file_id=ids["output"], error_file_id=ids["error"])
             )
-        del self._work[batch.id]
-        self._rows_done_at.pop(batch.id, None)
-        work.discard()
-
-    def _open_work(self, batch: Batch) -> Work:
-        if batch.id not in self._work:
-            self._work[batch.id] = Work(self._archive.work, batch.id, batch.total)
-        return self._work[batch.id]
-
-    def _rows_due(self, batch: Batch, at: float) -> int:
-        """How many rows the pace allows to be executed at a time."""
-        if not self._pace.row_seconds:
-            return batch.total
-        started = _known(batch.in_progress_at)
-        if at >= started + batch.total * self._pace.row_seconds:  # when such a batch ends, exactly
-            return batch.total
-        # The small part of a row is for times that are not exact in binary.
-        return int((at - started) / self._pace.row_seconds + 1e-6)
-
-    def _rows_end(self, batch: Batch) -> float:
-        """When all rows are executed."""
-        if self._model.instant:
-            return _known(batch.in_progress_at) + batch.total * self._pace.row_seconds
-        if self._open_work(batch).done < batch.total:
-            return float("inf")
-        return self._rows_done_at.get(batch.id, 0.0)
-
-    def _execute(self, batch: Batch, at: float) -> None:
-        work = self._open_work(batch)
-        due = self._rows_due(batch, at)
-        while work.done < due:
-            requests = work.read(min(_CHUNK, due - work.done))
-            work.append(requests, [self._answer(r.body, batch.endpoint) for r in requests])
-
-    def _answer(self, body: dict[str, Any], endpoint: str) -> Answer:
-        try:
-            return self._model.answer(body, endpoint)
-        except Exception as error:  # noqa: BLE001 - a row that fails must not end the batch
-            message = f"The model {self._model.name} raised {type(error).__name__}: {error}"
-            return 500, error_body(message, "server_error", None)
-
-    def _run_slow_rows(self) -> None:
-        with ThreadPoolExecutor(_CONCURRENCY, "emulator-row") as pool:
-            while True:
-                with self._archive.changed:
-                    if self._closing:
-                        return
-                    now = self.settle()
-                    live = self._archive.live_batches()
-                    batch = next((b for b in live if self._has_rows_due(b, now)), None)
-                    if batch is None:
-                        self._archive.changed.wait(_TICK_SECONDS if live else None)
-                        continue
-                    work = self._open_work(batch)
-                    due = self._rows_due(batch, now) - work.done
-                    requests = work.read(min(_CONCURRENCY, due))
-                answers = list(
-                    pool.map(self._answer, [r.body for r in requests], repeat(batch.endpoint))
-                )
-                with self._archive.changed:
-                    # The batch may have ended meanwhile: then nobody will see these rows.
-                    if self._work.get(batch.id) is work:
-                        work.append(requests, answers)
-                        self._rows_done_at[batch.id] = self._clock.now()
-
-    def _has_rows_due(self, batch: Batch, now: float) -> bool:
-        if batch.status != "in_progress":
-            return False
-        return self._open_work(batch).done < self._rows_due(batch, now)
+        self._rows.discard(batch)
 
 
 def _known(at: float | None) -> float:

@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
-from .models import count_prompt_tokens
 from .records import LineError
+from .tokens import count_prompt_tokens
 
 __all__ = ["MAX_REQUESTS", "Checked", "check_input", "is_json_object"]
 

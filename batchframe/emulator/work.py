@@ -1,24 +1,24 @@
 """The requests of one batch become the lines of its output and error files.
 
 Each answered row is appended to a results file as the very line that will be served, in the order
-of the input. The number of complete lines there is the place to go on from after a restart, so a
-row is never executed twice. At the end the lines are shuffled into the two files, because the
-service promises no order, and the billed custom_ids go into a ledger that outlives the files.
+in which rows are answered. The id of a line holds the number of its row, so what is answered is
+known after a restart, and no row is answered twice. At the end the lines are shuffled into the two
+files, because the service promises no order, and the billed custom_ids go into a ledger that
+outlives the files. Memory holds some bytes for each row of a live batch, and no line.
 """
 
-import mmap
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
-from .models import Answer
+from .answers import Answer
 from .records import Usage
 
 __all__ = ["Request", "Work", "read_ledger"]
@@ -36,13 +36,38 @@ _CANCELLED = {
     "message": "The batch was cancelled before this request executed.",
 }
 
+#: Stands for the place of the line of a row that has no answer.
+_NOWHERE = 2**64 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One line of the input file."""
 
+    #: Its place in the file, from 0.
+    row: int
     custom_id: str
     body: dict[str, Any]
+
+
+class _Response(msgspec.Struct):
+    status_code: int
+    body: Any
+
+
+class _Answered(msgspec.Struct):
+    """A line of the results file."""
+
+    id: str
+    custom_id: str
+    response: _Response
+
+    @property
+    def row(self) -> int:
+        return int(self.id[-8:], 16)
+
+
+_ANSWERED = msgspec.json.Decoder(_Answered)
 
 
 class Work:
@@ -50,65 +75,80 @@ class Work:
 
     def __init__(self, folder: Path, batch_id: str, total: int) -> None:
         self.total = total
+        #: Rows that have an answer.
         self.done = 0
         self.failed = 0
         self.usage = Usage()
-        #: The custom_id of each execution that is billed.
-        self.billed: list[str] = []
         self._batch_id = batch_id
         #: What the ids of this batch's requests begin with.
         self._tag = batch_id.removeprefix("batch_")[:16]
         self._input_path = folder / f"{batch_id}.input"
         self._results_path = folder / f"{batch_id}.results"
         self._ledger_path = folder / f"{batch_id}.ledger"
-        #: Where each results line ends, and whether it belongs into the output file.
-        self._ends = array("Q", [0])
-        self._succeeded = bytearray()
+        #: Where the line of each row begins in the results file, and whether it failed.
+        self._places = array("Q", [_NOWHERE]) * total
+        self._has_failed = bytearray(total)
+        self._end = 0
         self._recover()
-        self._input = self._remaining()
-        self._results = self._results_path.open("ab")
+        #: Rows that were answered, or handed out to be.
+        self.begun = self.done
+        self._input = self._unanswered()
+        # Unbuffered: what a full disk does not take must not be there later, in the middle.
+        self._results = self._results_path.open("ab", buffering=0)
 
     def read(self, n: int) -> list[Request]:
-        """The next `n` requests. Each is to be handed back to `append` before the next read."""
+        """The next `n` requests, or as many as there are. None is handed out twice."""
         requests = []
-        for line in islice(self._input, n):
+        for row, line in islice(self._input, n):
             request = _DECODER.decode(line)
-            requests.append(Request(request["custom_id"], request["body"]))
+            requests.append(Request(row, request["custom_id"], request["body"]))
+        self.begun += len(requests)
         return requests
 
     def append(self, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
-        """Record the answers of the requests that `read` returned last."""
+        """Record the answers of requests that `read` returned.
+
+        Raises OSError, and records none of them, if they cannot be written.
+        """
         lines = []
         for request, (status, body) in zip(requests, answers, strict=True):
-            number = f"{self._tag}{self.done:08x}"
+            number = f"{self._tag}{request.row:08x}"
             answered = {
                 "id": f"batch_req_{number}",
                 "custom_id": request.custom_id,
                 "response": {"status_code": status, "request_id": f"req_{number}", "body": body},
                 "error": None,
             }
-            line = _ENCODER.encode(answered) + b"\n"
-            lines.append(line)
-            self._count(request.custom_id, status, body, len(line))
-        self._results.writelines(lines)
-        self._results.flush()
+            lines.append(_ENCODER.encode(answered) + b"\n")
+        self._write(b"".join(lines))
+        for request, (status, body), line in zip(requests, answers, lines, strict=True):
+            self._count(request.row, status, body, len(line))
+
+    def billed(self) -> Iterator[str]:
+        """The custom_id of each execution so far that is billed."""
+        with self._results_path.open("rb") as results:
+            for line in results:
+                answered = _ANSWERED.decode(line)
+                if not self._has_failed[answered.row]:
+                    yield answered.custom_id
 
     def finish(self, output: Path, errors: Path, *, cancelled: bool) -> None:
         """Write both files and the ledger. Rows not executed are in `errors`, with the reason."""
         reason = _CANCELLED if cancelled else _EXPIRED
-        # From `done` on, not from where `read` is: a row under way has no answer yet.
-        with output.open("wb") as out, errors.open("wb") as err, self._remaining() as remaining:
-            for succeeded, line in self._shuffled():
-                (out if succeeded else err).write(line)
-            for index, line in enumerate(remaining, start=self.done):
+        with output.open("wb") as out, errors.open("wb") as err:
+            for has_failed, line in self._shuffled():
+                (err if has_failed else out).write(line)
+            # Rows under way are among them: they have no answer yet.
+            for row, line in self._unanswered():
                 unanswered = {
-                    "id": f"batch_req_{self._tag}{index:08x}",
+                    "id": f"batch_req_{self._tag}{row:08x}",
                     "custom_id": _DECODER.decode(line)["custom_id"],
                     "response": None,
                     "error": reason,
                 }
                 err.write(_ENCODER.encode(unanswered) + b"\n")
-        self._ledger_path.write_bytes(_ENCODER.encode(self.billed))
+        with self._ledger_path.open("wb") as ledger:
+            ledger.writelines(_ENCODER.encode(custom_id) + b"\n" for custom_id in self.billed())
 
     def close(self) -> None:
         """Close the files."""
@@ -121,22 +161,30 @@ class Work:
         self._input_path.unlink(missing_ok=True)
         self._results_path.unlink(missing_ok=True)
 
-    def _remaining(self) -> BinaryIO:
-        requests = self._input_path.open("rb")
-        for _ in islice(requests, self.done):
-            pass
-        return requests
+    def _unanswered(self) -> Generator[tuple[int, bytes]]:
+        with self._input_path.open("rb") as requests:
+            for row, line in enumerate(requests):
+                if self._places[row] == _NOWHERE:
+                    yield row, line
 
-    def _count(self, custom_id: str, status: int, body: dict[str, Any], size: int) -> None:
+    def _write(self, content: bytes) -> None:
+        left = memoryview(content)
+        try:
+            while left:
+                left = left[self._results.write(left) :]
+        except OSError:
+            self._results.truncate(self._end)
+            raise
+
+    def _count(self, row: int, status: int, body: Any, size: int) -> None:
         self.done += 1
-        self._ends.append(self._ends[-1] + size)
-        succeeded = 200 <= status < 300
-        self._succeeded.append(succeeded)
-        if succeeded:
-            self.billed.append(custom_id)
+        self._places[row] = self._end
+        self._end += size
+        if 200 <= status < 300:
             self.usage += _usage_of(body)
         else:
             self.failed += 1
+            self._has_failed[row] = True
 
     def _recover(self) -> None:
         # A process that was killed may have left half a line: everything before it counts.
@@ -144,43 +192,41 @@ class Work:
             for line in results:
                 if not line.endswith(b"\n"):
                     break
-                answered = _DECODER.decode(line)
-                response = answered["response"]
-                self._count(
-                    answered["custom_id"], response["status_code"], response["body"], len(line)
-                )
-            results.truncate(self._ends[-1])
+                answered = _ANSWERED.decode(line)
+                response = answered.response
+                self._count(answered.row, response.status_code, response.body, len(line))
+            results.truncate(self._end)
 
     def _shuffled(self) -> Iterator[tuple[bool, bytes]]:
-        if not self.done:  # an empty file cannot be mapped
-            return
-        order = list(range(self.done))
+        order = [row for row, place in enumerate(self._places) if place != _NOWHERE]
         random.Random(self._batch_id).shuffle(order)  # noqa: S311 - to be repeatable
-        with (
-            self._results_path.open("rb") as results,
-            mmap.mmap(results.fileno(), 0, access=mmap.ACCESS_READ) as lines,
-        ):
-            for i in order:
-                yield bool(self._succeeded[i]), lines[self._ends[i] : self._ends[i + 1]]
+        with self._results_path.open("rb", buffering=8192) as results:
+            for row in order:
+                results.seek(self._places[row])
+                yield bool(self._has_failed[row]), results.readline()
 
 
-def read_ledger(folder: Path, batch_id: str) -> list[str]:
+def read_ledger(folder: Path, batch_id: str) -> Iterator[str]:
     """The custom_ids that an ended batch was billed for."""
-    try:
-        return msgspec.json.decode((folder / f"{batch_id}.ledger").read_bytes(), type=list[str])
-    except FileNotFoundError:
-        return []
+    with suppress(FileNotFoundError), (folder / f"{batch_id}.ledger").open("rb") as ledger:
+        yield from map(msgspec.json.decode, ledger)
 
 
-def _usage_of(body: dict[str, Any]) -> Usage:
-    usage = body.get("usage")
+def _usage_of(body: Any) -> Usage:
+    usage = body.get("usage") if isinstance(body, dict) else None
     if not isinstance(usage, dict):
         return Usage()
     # Chats say prompt and completion, responses say input and output.
     read, written = ("prompt", "completion") if "prompt_tokens" in usage else ("input", "output")
     return Usage(
-        usage.get(f"{read}_tokens") or 0,
-        (usage.get(f"{read}_tokens_details") or {}).get("cached_tokens") or 0,
-        usage.get(f"{written}_tokens") or 0,
-        (usage.get(f"{written}_tokens_details") or {}).get("reasoning_tokens") or 0,
+        _number(usage, f"{read}_tokens"),
+        _number(usage.get(f"{read}_tokens_details"), "cached_tokens"),
+        _number(usage, f"{written}_tokens"),
+        _number(usage.get(f"{written}_tokens_details"), "reasoning_tokens"),
     )
+
+
+def _number(counts: Any, name: str) -> int:
+    # What answers may be no better than a stranger's server.
+    n = counts.get(name) if isinstance(counts, dict) else None
+    return n if isinstance(n, int) else 0

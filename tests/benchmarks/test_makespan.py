@@ -23,7 +23,7 @@ from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
-from batchframe.emulator.models import count_prompt_tokens
+from batchframe.emulator.tokens import count_prompt_tokens
 from batchframe.engine import Engine, Submission
 from batchframe.rounds import Options, run_rows
 

@@ -5,7 +5,7 @@ import openai
 import pytest
 
 from batchframe.emulator import Fault
-from batchframe.emulator.faults import KINDS
+from batchframe.emulator.faults import KINDS, MISHAPS
 
 HOUR = 3600
 ENDPOINT = "/v1/chat/completions"
@@ -354,8 +354,11 @@ def test_an_error_file_takes_shapes_too(serve):
         ("files.list=error-before:503:9", Fault("files.list", "error-before:503:9")),
         ("files.list=reset-before@3*2", Fault("files.list", "reset-before", times=2, first=3)),
         ("files.list=reset-before*all", Fault("files.list", "reset-before", times=None)),
+        ("queue-full", Fault("batches.create", "queue-full")),
+        ("queue-full:3", Fault("batches.create", "queue-full", times=3)),
+        ("line-torn:all", Fault("output", "torn-line", times=None)),
     ],
-    ids=["plain", "address", "argument", "counts", "all"],
+    ids=["plain", "address", "argument", "counts", "all", "named", "named 3", "named all"],
 )
 def test_a_fault_can_be_written_as_text(text, fault):
     assert Fault.parse(text) == fault
@@ -363,11 +366,99 @@ def test_a_fault_can_be_written_as_text(text, fault):
 
 @pytest.mark.parametrize(
     "text",
-    ["crlf", "output=reset-before", "files.list=truncate:3", "files.steal=reset-before", "a=b*c"],
+    [
+        "crlf",
+        "queue-full:many",
+        "output=reset-before",
+        "files.list=truncate:3",
+        "files.steal=reset-before",
+        "a=b*c",
+        "files.content=truncate:few",
+        "files.list=error-before",
+        "batches.create=list-lag",
+    ],
 )
 def test_a_fault_that_does_not_exist_is_refused(text):
-    with pytest.raises(ValueError, match=r"no fault|no operation|is not OPERATION"):
+    match = r"no fault|no operation|is not NAME|cannot do with ('few'|no argument)"
+    with pytest.raises(ValueError, match=match):
         Fault.parse(text)
+
+
+def test_a_name_that_is_nearly_right_is_told():
+    with pytest.raises(
+        ValueError, match=r"no fault 'reply-lost-after-crate'. Did you mean 'reply-"
+    ):
+        Fault.parse("reply-lost-after-crate:2")
+
+
+@pytest.mark.parametrize("name", MISHAPS)
+def test_a_named_fault_does_what_it_says(serve, name):
+    bench = serve(faults=[Fault.parse(name)])
+
+    def look(function, *args, **kwargs):
+        """What a call comes to: its value, or the status of the error, or a lost connection."""
+        try:
+            return function(*args, **kwargs)
+        except openai.APIStatusError as error:
+            return error.status_code
+        except (openai.APIConnectionError, httpx2.TransportError):
+            return "lost"
+
+    uploaded = look(bench.upload, bench.lines(4))
+    file_id = next(iter(bench.client.files.list()), None)
+    created = look(bench.create, file_id.id) if file_id else None
+    listed = list(bench.client.batches.list())
+    bench.clock.advance(HOUR)
+    batches = list(bench.client.batches.list())
+    seen = look(bench.batch, batches[0]) if batches else None
+    batch = bench.batch(batches[0]) if batches else None
+    first = look(bench.content, batch.output_file_id) if batch else None
+    lines = bench.content(batch.output_file_id).splitlines() if batch else []
+    kept = {
+        "uploaded": uploaded if isinstance(uploaded, str | int) else "file",
+        "created": created if isinstance(created, str | int) else created and "batch",
+        "listed": len(listed),
+        "seen": seen if isinstance(seen, int) else seen and seen.status,
+        "first": first if isinstance(first, str | int) else first is not None and "content",
+        "lines": len(lines),
+    }
+    usual = {"uploaded": "file", "created": "batch", "listed": 1, "seen": "completed"}
+    usual |= {"first": "content", "lines": 4}
+    none = {"listed": 0, "seen": None, "first": False, "lines": 0}
+    expected = {
+        "reply-lost-after-upload": {"uploaded": "lost"},
+        "error-on-upload": {"uploaded": 500, "created": None, **none},
+        "reply-lost-after-create": {"created": "lost"},
+        "error-after-create": {"created": 500},
+        "error-on-create": {"created": 500, **none},
+        "rate-limited": {"created": 429, **none},
+        "queue-full": {"created": 400, **none},
+        "no-money": {"created": 429, **none},
+        "file-not-found": {"created": 400, **none},
+        "list-lag": {"listed": 0},
+        "expired": {"seen": "expired", "lines": 1},
+        "error-on-retrieve": {"seen": 500},
+        "unknown-status": {"seen": "pondering"},
+        "download-cut": {"first": "lost"},
+        "error-on-download": {"first": 502},
+        "line-missing": {"lines": 3},
+        "line-twice": {"lines": 5},
+        "line-torn": {"lines": 4},
+    }
+    assert kept == usual | expected[name]
+
+
+@pytest.mark.parametrize(("kind", "n_done"), [("expire", 0), ("expire:2", 2), ("expire:9", 4)])
+def test_a_batch_can_expire_with_a_part_of_its_rows_executed(serve, kind, n_done):
+    bench = serve(faults=[Fault("batches.create", kind)])
+    batch = bench.after(bench.submit(bench.lines(5)), 30)
+
+    assert batch.status == "expired"
+    assert batch.expires_at == batch.finalizing_at < batch.created_at + HOUR
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (n_done, 0)
+    assert len(bench.server.executions()) == n_done
+    left = [row["error"]["code"] for row in bench.rows(batch.error_file_id)]
+    assert left == ["batch_expired"] * (5 - n_done)
 
 
 def test_each_operation_that_is_counted_can_meet_faults(bench):

@@ -1,12 +1,15 @@
 import base64
+import json
 import struct
 import sys
 
+import jsonschema_rs
 import openai.types.chat
 import pytest
 
 from batchframe.emulator import CallableModel, Echo, SmolLM2
-from batchframe.emulator.models import count_tokens, resolve_model
+from batchframe.emulator.models import resolve_model
+from batchframe.emulator.tokens import count_tokens
 from batchframe.errors import MissingDependencyError
 
 
@@ -194,3 +197,71 @@ def test_smollm2_is_quiet(smollm2, capfd):
     smollm2.answer(_body(_user("hi"), max_tokens=2))
 
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("field", ["tags", "at", "inner"])
+def test_smollm2_keeps_to_a_schema(smollm2, field):
+    point = {
+        "type": "object",
+        "properties": {"kind": {"const": "point"}, "is_here": {"type": "boolean"}},
+        "required": ["kind", "is_here"],
+        "additionalProperties": False,
+    }
+    fields = {
+        "tags": {"type": "array", "items": {"enum": ["red", "blue"]}, "minItems": 1, "maxItems": 2},
+        "at": {"anyOf": [{"$ref": "#/$defs/point"}, {"type": "null"}]},
+        "inner": {
+            "type": "object",
+            "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
+    }
+    schema = {
+        "$defs": {"point": point},
+        "type": "object",
+        "properties": {field: fields[field]},
+        "required": [field],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+    body = _body(_user("Describe it."), response_format=form, max_tokens=80, temperature=0)
+    status, answer = smollm2.answer(body)
+
+    assert status == 200
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    content = answer["choices"][0]["message"]["content"]
+    jsonschema_rs.validator_for(schema).validate(json.loads(content))
+
+
+def test_smollm2_embeds_what_is_alike_alike(smollm2):
+    texts = ["a cat sat on the mat", "a kitten rests on a rug", "stock markets fell sharply"]
+    status, answer = smollm2.answer({"model": "m", "input": texts}, "/v1/embeddings")
+    cat, kitten, stocks = (item["embedding"] for item in answer["data"])
+
+    def likeness(one, other):
+        return sum(a * b for a, b in zip(one, other, strict=True))
+
+    assert (status, len(cat), likeness(cat, cat)) == (200, 576, pytest.approx(1))
+    assert likeness(cat, kitten) > likeness(cat, stocks)
+    assert 3 < answer["usage"]["prompt_tokens"] < 30
+
+    asked = {"model": "m", "input": texts[0], "dimensions": 8, "encoding_format": "base64"}
+    _, short = smollm2.answer(asked, "/v1/embeddings")
+    vector = struct.unpack("<8f", base64.b64decode(short["data"][0]["embedding"]))
+    assert likeness(vector, vector) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"input": "word " * 4000}, "context_length_exceeded"),
+        ({"input": [1, 2]}, "invalid_value"),
+        ({"input": "a", "dimensions": 577}, "invalid_value"),
+        ({"input": ""}, None),
+    ],
+)
+def test_smollm2_refuses_what_it_cannot_embed(smollm2, fields, code):
+    status, answer = smollm2.answer({"model": "m", **fields}, "/v1/embeddings")
+
+    assert (status, answer["error"]["code"]) == (400, code)

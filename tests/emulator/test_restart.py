@@ -60,6 +60,35 @@ def test_rows_executed_before_a_kill_are_not_executed_again(tmp_path, bench):
     work.close()
 
 
+def test_rows_answered_in_any_order_are_known_after_a_kill(tmp_path, bench):
+    (tmp_path / "batch_1.input").write_bytes(bench.lines(5))
+    killed = Work(tmp_path, "batch_1", 5)
+    requests = killed.read(4)
+    for row in (3, 1):
+        status = 500 if row == 1 else 200
+        killed.append([requests[row]], [(status, {"usage": {"prompt_tokens": 5}, "of": row})])
+    killed.close()
+
+    work = Work(tmp_path, "batch_1", 5)
+    assert (work.done, work.failed, work.usage.input_tokens) == (2, 1, 5)
+    assert list(work.billed()) == ["row-3"]
+    again = work.read(5)
+    assert [request.custom_id for request in again] == ["row-0", "row-2", "row-4"]
+    work.append(again[1:2], [(200, {"of": 2})])
+    work.finish(tmp_path / "output", tmp_path / "error", cancelled=False)
+    work.close()
+
+    output, error = (
+        {row["custom_id"]: row for row in map(json.loads, path.read_bytes().splitlines())}
+        for path in (tmp_path / "output", tmp_path / "error")
+    )
+    assert {k: v["response"]["body"]["of"] for k, v in output.items()} == {"row-3": 3, "row-2": 2}
+    assert error.keys() == {"row-0", "row-1", "row-4"}
+    assert error["row-1"]["response"]["status_code"] == 500
+    assert error["row-4"]["error"]["code"] == "batch_expired"
+    assert len({row["id"] for row in [*output.values(), *error.values()]}) == 5
+
+
 def test_a_row_under_way_when_the_batch_ends_is_left_over_and_not_lost(tmp_path, bench):
     (tmp_path / "batch_1.input").write_bytes(bench.lines(3))
     work = Work(tmp_path, "batch_1", 3)

@@ -5,7 +5,7 @@ import json
 import jsonschema_rs
 import pytest
 
-from batchframe.emulator.models import Echo
+from batchframe.emulator import Echo
 
 TREE = {
     "$ref": "#/$defs/node",
@@ -46,6 +46,13 @@ def of(**properties):
         of(a=of(b=of(c={"type": "string", "format": "date-time"}))),
         of(a={"type": "string", "format": "uuid"}, b={"type": "string", "format": "email"}),
         TREE,
+        of(a={"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}]}),
+        of(a={"type": "array", "items": {"type": "integer"}, "minItems": 3, "uniqueItems": True}),
+        of(a={"type": "string", "minLength": 5, "maxLength": 7}),
+        of(a={"allOf": [of(b={"type": "string"}), of(c={"type": "integer"})]}),
+        of(a={"anyOf": [{"required": ["b"]}], **of(b={"type": "string"})}),
+        of(a={"oneOf": [of(kind={"const": "x"}), of(kind={"const": "y"})]}),
+        of(a=True, b={"properties": {"c": {"type": "string"}}, "required": ["c"]}),
     ],
 )
 @pytest.mark.parametrize("text", ["", "a text", "x" * 40])

@@ -30,8 +30,7 @@ import pytest
 from batchframe.checkpoint import _Commit
 from batchframe.clock import SystemClock
 from batchframe.core.batches import Collected, Dropped, ShardFrozen, State, advance
-from batchframe.emulator import Fault, LocalServer
-from batchframe.emulator.models import Echo
+from batchframe.emulator import Echo, Fault, LocalServer
 from batchframe.ledger import Ledger
 from batchframe.storage import Storage
 from tests.engine.processes import ROOT, Child, Nursery, prompts_of
