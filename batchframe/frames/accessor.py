@@ -11,7 +11,6 @@ import inspect
 import tempfile
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -159,6 +158,7 @@ def complete(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
     """Run a column of prompts through the OpenAI Batch API.
@@ -211,6 +211,8 @@ def complete(
         progress: Show progress bars where there is a terminal or a notebook.
         details: Add columns with finish reason, model, request id and batch id.
         client: An `openai.OpenAI` client; None makes one from the environment.
+        extra_body: Body fields of a provider that the SDK has no name for, such as {"top_k": 40};
+            they are sent as they are, and are part of what finds a checkpoint.
         **params: Further body fields, as the SDK names them: temperature=0, seed=42, ... For each
             row's own, a column: max_completion_tokens=bf.col("n_max").
 
@@ -352,7 +354,7 @@ def _bound(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dic
 
 def _asked_by(given: Mapping[str, Any], keywords: Keywords) -> tuple[Call, Settings]:
     """What the arguments of `complete` ask for."""
-    settings = Settings(**{field.name: given[field.name] for field in fields_of(Settings)})
+    settings = Settings.of(given)
     call = completion(
         given["prompt_col"],
         model=given["model"],
@@ -361,6 +363,7 @@ def _asked_by(given: Mapping[str, Any], keywords: Keywords) -> tuple[Call, Setti
         format_=given["response_format"],
         system=given["system"],
         endpoint=given["endpoint"],
+        extra_body=given["extra_body"],
         params=given["params"],
         keywords=keywords,
     )
@@ -393,6 +396,7 @@ def embed(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
     """Embed a column of texts through the OpenAI Batch API.
@@ -425,6 +429,7 @@ def embed(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        extra_body: As for `complete`.
         **params: Further body fields, as the SDK names them: user="..."
 
     Returns:
@@ -451,28 +456,11 @@ def embed(
         >>> out["embedding"].dtype
         Array(Float32, shape=(4,))
     """
-    settings = Settings(
-        output=output,
-        checkpoint=checkpoint,
-        dedupe=dedupe,
-        max_retries=max_retries,
-        retry_failed=retry_failed,
-        nulls=nulls,
-        max_cost_usd=max_cost_usd,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=timeout,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
-        details=details,
-        client=client,
-    )
+    settings = Settings.of(locals())
     call = embedding(
         text_col,
         model=model,
+        extra_body=extra_body,
         params={**params, "dimensions": dimensions},
         keywords=_keywords(embed),
     )
@@ -504,6 +492,7 @@ def moderate(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
     """Have a column of texts judged by OpenAI's moderation models, which cost nothing.
@@ -532,6 +521,7 @@ def moderate(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        extra_body: As for `complete`.
         **params: Further body fields, as the SDK names them.
 
     Returns:
@@ -553,26 +543,14 @@ def moderate(
         >>> out["moderation_flagged"].to_list()
         [False, True]
     """
-    settings = Settings(
-        output=output,
-        checkpoint=checkpoint,
-        dedupe=dedupe,
-        max_retries=max_retries,
-        retry_failed=retry_failed,
-        nulls=nulls,
-        max_cost_usd=max_cost_usd,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=timeout,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
-        details=details,
-        client=client,
+    settings = Settings.of(locals())
+    call = moderation(
+        text_col,
+        model=model,
+        extra_body=extra_body,
+        params=params,
+        keywords=_keywords(moderate),
     )
-    call = moderation(text_col, model=model, params=params, keywords=_keywords(moderate))
     return _sent(frame, call, id_col, settings)
 
 
@@ -687,6 +665,7 @@ def estimate(
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> "Estimate":
     """Say what a call would send and cost; nothing is sent, and no key is needed.
@@ -712,6 +691,7 @@ def estimate(
         limits: As for `complete`.
         completion_window: As for `complete`.
         client: As for `complete`; only its address, organization and project are read.
+        extra_body: As for `complete`.
         **params: As for `complete`.
 
     Returns:
@@ -736,7 +716,9 @@ def estimate(
     fields = {name: value for name, value in params.items() if name not in _WITHOUT_EFFECT}
     if endpoint in {EMBEDDINGS, MODERATIONS}:
         build = embedding if endpoint == EMBEDDINGS else moderation
-        call = build(prompt_col, model=model, params=fields, keywords=keywords)
+        call = build(
+            prompt_col, model=model, extra_body=extra_body, params=fields, keywords=keywords
+        )
     else:
         call = completion(
             prompt_col,
@@ -746,6 +728,7 @@ def estimate(
             format_=response_format,
             system=system,
             endpoint=endpoint,
+            extra_body=extra_body,
             params=fields,
             keywords=keywords,
         )
@@ -793,6 +776,7 @@ def complete_parquet(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> Path:
     """Run a column of parquet files through the Batch API, and write parquet; in bounded memory.
@@ -829,6 +813,7 @@ def complete_parquet(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        extra_body: As for `complete`.
         **params: As for `complete`.
 
     Returns:
@@ -856,25 +841,7 @@ def complete_parquet(
         >>> pl.read_parquet(out)["completion"].to_list()
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
-    settings = Settings(
-        output=output,
-        checkpoint=checkpoint,
-        dedupe=False,
-        max_retries=max_retries,
-        retry_failed=retry_failed,
-        nulls=nulls,
-        max_cost_usd=None,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=timeout,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
-        details=details,
-        client=client,
-    )
+    settings = Settings.of(locals(), dedupe=False, max_cost_usd=None)
     if id_col is None:
         raise ParameterError(
             "complete_parquet() needs an id_col: rows that are never together cannot be told apart "
@@ -888,6 +855,7 @@ def complete_parquet(
         format_=response_format,
         system=system,
         endpoint=endpoint,
+        extra_body=extra_body,
         params=params,
         keywords=_keywords(complete_parquet),
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast
 
 from batchframe.errors import ParameterError
 from batchframe.parameters import (
@@ -22,6 +22,7 @@ from batchframe.parameters import (
     check_client,
     check_values,
     checkpoint_path,
+    extra_fields,
     own_fields,
     response_format,
     sent_structure,
@@ -100,6 +101,12 @@ class Settings(Columns):
     progress: bool
     client: "openai.OpenAI | None"
 
+    @classmethod
+    def of(cls, given: Mapping[str, Any], **fixed: Any) -> Self:
+        """Take them out of a function's arguments, by name, and those that are `fixed` there."""
+        values = {**given, **fixed}
+        return cls(**{field.name: values[field.name] for field in fields_of(cls)})
+
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in fields_of(self)}
         check_client(values.pop("client"))
@@ -143,6 +150,7 @@ def completion(
     format_: object,
     system: str | None,
     endpoint: str,
+    extra_body: object,
     params: Mapping[str, Any],
     keywords: Keywords,
 ) -> Call:
@@ -150,6 +158,7 @@ def completion(
     check_values(template=template, system=system, endpoint=endpoint)
     fields_of_format, structure = response_format(format_, endpoint)
     body = body_params(params, endpoint, function=keywords.function, keywords=keywords.names)
+    body |= extra_fields(extra_body, endpoint)
     if fields_of_format and not isinstance(body.get("text", {}), dict):
         raise ParameterError(f"text={body['text']!r:.60} must be a dict, as the SDK has it.")
     # Of responses, `text` may hold more than the format.
@@ -177,22 +186,34 @@ def completion(
 
 
 def embedding(
-    text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
+    text_col: Hashable,
+    *,
+    model: object,
+    extra_body: object,
+    params: Mapping[str, Any],
+    keywords: Keywords,
 ) -> Call:
     """A call that makes vectors of texts; `dimensions` is among the parameters."""
     check_values(dimensions=params.get("dimensions"))
     given = {name: value for name, value in params.items() if value is not None}
     body = body_params(given, EMBEDDINGS, function=keywords.function, keywords=keywords.names)
+    body |= extra_fields(extra_body, EMBEDDINGS)
     # A third of the bytes of numbers in words, and exact.
     body["encoding_format"] = "base64"
     return _of_texts(text_col, EMBEDDINGS, model, params, body)
 
 
 def moderation(
-    text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
+    text_col: Hashable,
+    *,
+    model: object,
+    extra_body: object,
+    params: Mapping[str, Any],
+    keywords: Keywords,
 ) -> Call:
     """A call that has texts judged."""
     body = body_params(params, MODERATIONS, function=keywords.function, keywords=keywords.names)
+    body |= extra_fields(extra_body, MODERATIONS)
     return _of_texts(text_col, MODERATIONS, model, params, body)
 
 

@@ -512,24 +512,15 @@ def open_run(
         >>> run.status().n_rows
         2
     """
-    settings = Settings(
-        output="completion",
+    settings = Settings.of(
+        locals(),
         checkpoint=path,
-        dedupe=False,
-        max_retries=max_retries,
-        retry_failed=False,
-        nulls="skip",
-        max_cost_usd=max_cost_usd,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=None,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
+        output="completion",
         details=False,
-        client=client,
+        nulls="skip",
+        dedupe=False,
+        retry_failed=False,
+        timeout=None,
     )
     return Run(read_checkpoint(path).path, settings)
 
