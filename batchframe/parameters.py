@@ -177,6 +177,14 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: isinstance(value, str) and value in {"skip", "raise"},
         "must be 'skip' or 'raise'",
     ),
+    "on_error": (
+        lambda value: isinstance(value, str) and value in {"null", "raise"},
+        "must be 'null' or 'raise'",
+    ),
+    "max_error_ratio": (
+        lambda value: value is None or _is_seconds(value, 0, 1),
+        "must be a part of the rows, from 0 to 1, or None",
+    ),
     "output": (_is_word, "must be a word that names columns"),
     "checkpoint": (
         lambda value: value is None or _is_path(value),

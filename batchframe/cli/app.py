@@ -46,7 +46,7 @@ class Exit(IntEnum):
 
 #: Keywords of the package's messages that are options here.
 _KEYWORDS = re.compile(
-    r"\b(checkpoint|dedupe|endpoint|limits|max_cost_usd|model|nulls|output|response_format"
+    r"\b(checkpoint|dedupe|endpoint|limits|max_cost_usd|max_error_ratio|model|nulls|output|response_format"
     r"|retry_failed|system|template|timeout|id_col|prompt_col)=(True\b|\.\.\.)?"
 )
 

@@ -26,6 +26,7 @@ __all__ = [
     "Json",
     "MaxCost",
     "MaxEnqueuedTokens",
+    "MaxErrorRatio",
     "MaxLive",
     "MaxRetries",
     "Model",
@@ -134,6 +135,16 @@ Checkpoint = Annotated[
 MaxCost = Annotated[
     float | None,
     typer.Option(metavar="USD", help="Send no batch that could bring the cost above this."),
+]
+MaxErrorRatio = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="PART",
+        help="Send no more once more than this part of the rows, 0 to 1, has failed for good; "
+        "and write no file then.",
+    ),
 ]
 Price = Annotated[
     list[str] | None,

@@ -147,6 +147,8 @@ def complete(
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    on_error: str = "null",
+    max_error_ratio: float | None = None,
     max_cost_usd: float | None = None,
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
@@ -196,6 +198,13 @@ def complete(
         retry_failed: Try again also rows of earlier calls that failed for good, were cancelled,
             or are missing.
         nulls: "skip" rows without a prompt, or "raise" an error for them.
+        on_error: "null" gives rows without an answer with their status; "raise" an UnansweredError
+            for them, once all that can be answered is, and is kept.
+        max_error_ratio: The part of the rows, from 0 to 1, that may end without an answer, earlier
+            calls included. Where it is more, ErrorRatioExceededError ends the call. As soon as that
+            is certain, or holds for 1,000 rows or more that have ended, no further batch is sent;
+            live ones go on, and the next call collects them first. Rows that are tried again have
+            not ended.
         max_cost_usd: The most that these rows may cost, in US dollars, earlier calls with this
             checkpoint included. A batch that could exceed it is not sent; what is live then is
             collected, and BudgetExceededError ends the call. Answers need a limit of tokens.
@@ -227,6 +236,8 @@ def complete(
         ApiKeyError: there is no usable key; nothing was sent.
         CheckpointError: the checkpoint is in use, broken, or of another spec.
         BudgetExceededError: `max_cost_usd` has no room for more rows.
+        ErrorRatioExceededError: more rows than `max_error_ratio` have no answer.
+        UnansweredError: rows have no answer, and `on_error` is "raise".
         ProviderError: the service refused for good.
         RunTimeoutError: `timeout` passed; the batches go on, and the same call resumes.
 
@@ -385,6 +396,8 @@ def embed(
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    on_error: str = "null",
+    max_error_ratio: float | None = None,
     max_cost_usd: float | None = None,
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
@@ -418,6 +431,8 @@ def embed(
         max_retries: As for `complete`.
         retry_failed: As for `complete`.
         nulls: As for `complete`.
+        on_error: As for `complete`.
+        max_error_ratio: As for `complete`.
         max_cost_usd: As for `complete`.
         prices: As for `complete`.
         limits: As for `complete`.
@@ -481,6 +496,8 @@ def moderate(
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    on_error: str = "null",
+    max_error_ratio: float | None = None,
     max_cost_usd: float | None = None,
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
@@ -510,6 +527,8 @@ def moderate(
         max_retries: As for `complete`.
         retry_failed: As for `complete`.
         nulls: As for `complete`.
+        on_error: As for `complete`.
+        max_error_ratio: As for `complete`.
         max_cost_usd: As for `complete`.
         prices: As for `complete`.
         limits: As for `complete`.
@@ -638,7 +657,13 @@ def attach(
             frame,
             call,
             id_col,
-            Columns(output=output, details=details, nulls="skip"),
+            Columns(
+                output=output,
+                details=details,
+                nulls="skip",
+                on_error="null",
+                max_error_ratio=None,
+            ),
             lambda rows: (*find_rows(rows, there, dedupe=dedupe, prices=prices)[:2], None),
         ),
     )
@@ -766,6 +791,8 @@ def complete_parquet(
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    on_error: str = "null",
+    max_error_ratio: float | None = None,
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
     completion_window: str = "24h",
@@ -803,6 +830,8 @@ def complete_parquet(
         max_retries: As for `complete`.
         retry_failed: As for `complete`.
         nulls: As for `complete`.
+        on_error: As for `complete`; an error leaves the target as it was.
+        max_error_ratio: As for `complete`.
         prices: As for `complete`.
         limits: As for `complete`.
         completion_window: As for `complete`.
@@ -870,7 +899,7 @@ def complete_parquet(
 #: What `complete` and its sisters take, and an estimate does not depend on.
 _WITHOUT_EFFECT = frozenset(
     {"output", "max_retries", "max_cost_usd", "poll_interval", "timeout", "on_unknown"}
-    | {"delete_remote", "progress", "details"}
+    | {"delete_remote", "progress", "details", "on_error", "max_error_ratio"}
 )
 
 

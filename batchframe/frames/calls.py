@@ -80,6 +80,8 @@ class Columns:
     output: str
     details: bool
     nulls: str
+    on_error: str
+    max_error_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,7 +351,8 @@ def asked(
         frame: The user's.
         call: What its rows ask.
         id_col: The label of the ids, or None.
-        columns: What the call says of new columns and rows.
+        columns: What the call says of new columns and rows; at its end, `finish` raises what it
+            says of rows without an answer.
         is_kept: The user goes on with the frame before it is finished, and may change it.
     """
     import pyarrow as pa
@@ -357,6 +360,7 @@ def asked(
     from batchframe.core.columns import result_columns
     from batchframe.core.results import RESULT_SCHEMA
     from batchframe.frames import inputs
+    from batchframe.frames.failures import Failures
 
     adapter = _adapter(frame)
     columns_of = functools.partial(
@@ -368,9 +372,14 @@ def asked(
     rows = _rows(adapter, frame, call, id_col, nulls=columns.nulls)
     like, is_null = call.question.columns[0][0], rows.prompts.is_null()
     kept = adapter.snapshot(frame) if is_kept else frame
+    ids = None if id_col is None else rows.ids
 
     def finish(results: "pa.Table", positions: "pa.Int64Array", unanswered: str | None) -> Any:
         made = columns_of(results, positions, skipped=is_null, unanswered=unanswered)
+        failures = Failures(columns)
+        if failures.matter and unanswered is not None:  # the call is at its end
+            failures.look(made, ids, results, positions)
+            failures.check()
         return adapter.attach(kept, made, like=like)
 
     return Asked(rows, finish)
@@ -609,6 +618,7 @@ def how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission,
         progress=settings.progress,
         dedupe=settings.dedupe,
         max_cost_usd=settings.max_cost_usd,
+        max_error_ratio=settings.max_error_ratio,
     )
     return shared, submission, checkpoint_path(settings.checkpoint, shared), options
 

@@ -503,6 +503,8 @@ VALUES = {
     "max_retries": [-1, 1.5, "3", True, None],
     "retry_failed": [None, 1, "yes"],
     "nulls": [None, "", "drop", True],
+    "on_error": [None, "", "skip", True],
+    "max_error_ratio": [-0.1, 1.1, float("nan"), "5", True],
     "endpoint": [None, "", "/v1/files", 5],
     "on_unknown": [None, "", "wait", True],
     "delete_remote": [None, 1, "yes"],
