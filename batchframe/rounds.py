@@ -450,14 +450,12 @@ class Rounds:
     def _count_all(self, collected: Sequence[int]) -> None:
         """Take note of all rows of the checkpoint, and of the results of collected shards."""
         checkpoint = self.checkpoint
-        shards = checkpoint.shards.items()
-        numbers = [n for n, shard in shards if not isinstance(shard.state, Dropped)]
-        keys = [keys_of(checkpoint.requests(number)) for number in numbers]
-        again = list(self._again.values())
-        none = pa.array([], pa.binary(16))
-        self.tolerance.n_rows = pc.count_distinct(pa.concat_arrays([none, *keys, *again])).as_py()
+        under_way = self._keys_in([*(job.number for job in self.jobs), *self._held])
+        again = pa.concat_arrays([under_way, *self._again.values()])
         results = latest(checkpoint.results(FOR_PLANS, numbers=collected))
-        is_again = pc.is_in(keys_of(results), value_set=pa.concat_arrays([none, *again]))
+        all_keys = pa.concat_arrays([again, keys_of(results)])
+        self.tolerance.n_rows = pc.count_distinct(all_keys).as_py()
+        is_again = pc.is_in(keys_of(results), value_set=again)
         self.tolerance.count(results, pc.invert(is_again).cast(pa.int64()))
         self._was_exceeded = self.tolerance.is_exceeded()
 
@@ -522,9 +520,8 @@ class Rounds:
             if self._is_new():
                 self._send_all()
                 return
-            wanted = self._wanted()
+            rest, unsent = self._take_up(self._wanted())
             self._count_settled()
-            rest, unsent = self._take_up(wanted)
             self._warn_of_deletion(job.number for job in self.jobs)
             is_own = pc.equal(self.keys, self.own_keys)
             positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(rest, is_own)))
@@ -562,7 +559,11 @@ class Rounds:
         """Take note of what the rows that are looked at came to in earlier calls."""
         if self.tolerance.ratio is not None and self._known is not None:
             results = latest(self._known)
-            results = results.filter(pc.is_in(keys_of(results), value_set=self._settled))
+            is_settled = pc.is_in(keys_of(results), value_set=self._settled)
+            # What is under way again speaks for itself when it ends.
+            jobs = (job.number for job in self.jobs if job.number not in self._looked_at)
+            is_under_way = pc.is_in(keys_of(results), value_set=self._keys_in([*jobs, *self._held]))
+            results = results.filter(pc.and_not(is_settled, is_under_way))
             self.tolerance.count(results, _n_answered(keys_of(results), self.keys))
             self._was_exceeded = self.tolerance.is_exceeded()
 
@@ -751,6 +752,11 @@ class Rounds:
         """Take note that a shard with rows of ours was dropped, before it was sent."""
         self._again[number] = self._ours(number, keys_of(self.checkpoint.requests(number)))
 
+    def _keys_in(self, numbers: Iterable[int]) -> pa.FixedSizeBinaryArray:
+        """The keys of all requests of these shards."""
+        keys = [keys_of(self.checkpoint.requests(number)) for number in numbers]
+        return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
+
     def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
         """Those of a shard's keys that name rows of this call."""
         if number in self._made:
@@ -857,8 +863,6 @@ class Rounds:
         if number in self._again:
             is_again = pc.is_in(keys_of(results), value_set=self._again[number])
             results = results.filter(pc.invert(is_again))
-        if self._settled is not None:  # those were counted
-            results = results.filter(pc.invert(pc.is_in(keys_of(results), value_set=self._settled)))
         keys = keys_of(results)
         self.tolerance.count(
             results,

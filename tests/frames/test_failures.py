@@ -358,6 +358,32 @@ def test_what_is_live_goes_on_and_the_next_call_collects_it(complete, picky, che
     assert picky.asked == dict.fromkeys(prompts, 1)
 
 
+def test_failures_that_are_being_tried_again_have_not_ended(complete, picky, checkpoint):
+    created = []
+
+    def seconds(batch_id):
+        if batch_id not in created:
+            created.append(batch_id)
+        return 600 if created.index(batch_id) == 1 else 0
+
+    prompts = ["a", "bad 1", "bad 2", "b", "c"]
+    frame = pl.DataFrame({"id": range(5), "prompt": prompts})
+    clock = JumpClock(SystemClock().now())
+    with LocalServer(picky, clock=clock, stage_seconds=seconds) as server:
+        keywords = {"client": server.client(), "checkpoint": checkpoint, "progress": False}
+        complete(frame.head(3), **keywords)
+        picky.is_mended = True
+        mini = {"model": "gpt-4o-mini", "retry_failed": True}
+        bf.submit(frame.head(4), "prompt", "id", **mini, **keywords).detach()
+        assert server.calls()["batches.create"] == 2
+
+        # Two of five failed, and are live again: not too many before that has ended.
+        clock.advance(3_600)
+        out = complete(frame, max_error_ratio=0.3, **keywords)
+    assert out["completion"].to_list() == prompts
+    assert picky.asked.total() == 7
+
+
 def test_files_hold_it_too(served, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 4)
     prompts = ["a", "bad 1", "bad 2", "bad 3", *"bcdefg"]
