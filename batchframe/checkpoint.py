@@ -8,7 +8,7 @@ raw/           00000-output.jsonl.zst, 00000-error.jsonl.zst: the downloads, ver
 results/       00000.parquet: one result per request of the shard
 lock           names the process at work, for a friendly message
 cancelled      is there while nothing more is to be sent
-max_cost_usd   the limit of cost of the last call that asked for rows, if it had one
+max_cost_usd, max_error_ratio   limits of the last call that asked for rows, if it had them
 
 The log is the truth: a shard's state is its events, folded. A commit that finds its number taken
 belongs to a process that another one has overtaken, and stops there, before it can spend money.
@@ -69,10 +69,12 @@ try:
 except ImportError:  # Windows: the log alone protects
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Checkpoint", "DownloadKind", "Shard", "remove_checkpoint"]
+__all__ = ["Checkpoint", "DownloadKind", "LimitName", "Shard", "remove_checkpoint"]
 
 #: The two files that a batch leaves.
 DownloadKind = Literal["output", "error"]
+#: The limits of a call that hold for all who work on its checkpoint.
+LimitName = Literal["max_cost_usd", "max_error_ratio"]
 
 #: What is known of each line of a shard.
 _SHARD_SCHEMA = pa.schema(
@@ -208,18 +210,18 @@ class Checkpoint:
             self._storage.remove(self._cancel_path)
             self.was_cancelled = False
 
-    def set_max_cost_usd(self, limit: float | None) -> None:
-        """Note the limit of cost of the last call that asked for rows; None for no limit."""
-        path = self.path / "max_cost_usd"
+    def set_limit(self, name: LimitName, limit: float | None) -> None:
+        """Note a limit of the last call that asked for rows; None for no limit."""
+        path = self.path / name
         if limit is not None:
             with self._storage.replace(path) as file:
-                file.write(repr(limit).encode())
+                file.write(repr(float(limit)).encode())
         elif path.exists():
             self._storage.remove(path)
 
-    def max_cost_usd(self) -> float | None:
-        """That limit, in US dollars; it holds also for who works on the checkpoint without rows."""
-        path = self.path / "max_cost_usd"
+    def limit(self, name: LimitName) -> float | None:
+        """That limit, which holds also for who works on the checkpoint without rows."""
+        path = self.path / name
         if not path.exists():
             return None
         try:

@@ -12,6 +12,8 @@ BatchframeError
 |   |-- CheckpointMismatchError     it belongs to another spec, provider or version
 |   `-- CheckpointCorruptError      a file in it is not what was written
 |-- BudgetExceededError             max_cost_usd is reached; what was paid for is kept
+|-- ErrorRatioExceededError         max_error_ratio is exceeded; what was paid for is kept
+|-- UnansweredError                 rows have no answer, and on_error="raise" asks for all of them
 |-- ProviderError                   the service refused, and trying again will not help
 |   |-- AuthenticationError         401 or 403: the key
 |   |-- AccountMismatchError        a known batch is not found: the key of another project
@@ -32,12 +34,14 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatchError",
     "ColumnError",
+    "ErrorRatioExceededError",
     "InputError",
     "MissingDependencyError",
     "ParameterError",
     "ProviderError",
     "RowError",
     "RunTimeoutError",
+    "UnansweredError",
     "UnknownOutcomeError",
 ]
 
@@ -88,6 +92,14 @@ class CheckpointCorruptError(CheckpointError):
 
 class BudgetExceededError(BatchframeError):
     """What is spent and what is still to be sent could exceed `max_cost_usd`: no more is sent."""
+
+
+class ErrorRatioExceededError(BatchframeError):
+    """More rows than `max_error_ratio` allows have no answer: no more is sent."""
+
+
+class UnansweredError(BatchframeError):
+    """Rows have no answer at the end of a call, and `on_error="raise"` was asked for."""
 
 
 class ProviderError(BatchframeError):

@@ -26,6 +26,7 @@ __all__ = [
     "checkpoint_path",
     "closest",
     "col",
+    "extra_fields",
     "own_fields",
     "response_format",
     "sent_structure",
@@ -176,6 +177,14 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: isinstance(value, str) and value in {"skip", "raise"},
         "must be 'skip' or 'raise'",
     ),
+    "on_error": (
+        lambda value: isinstance(value, str) and value in {"null", "raise"},
+        "must be 'null' or 'raise'",
+    ),
+    "max_error_ratio": (
+        lambda value: value is None or _is_seconds(value, 0, 1),
+        "must be a part of the rows, from 0 to 1, or None",
+    ),
     "output": (_is_word, "must be a word that names columns"),
     "checkpoint": (
         lambda value: value is None or _is_path(value),
@@ -262,6 +271,14 @@ _REFUSED = {
 }
 
 
+def _refused(endpoint: str) -> dict[str, str]:
+    from batchframe.core.spec import COMPLETIONS
+
+    # Elsewhere `prompt` is another thing, or none.
+    more = {"prompt": _REFUSED["input"]} if endpoint == COMPLETIONS else {}
+    return _REFUSED | more
+
+
 def body_params(
     params: Mapping[str, Any], endpoint: str, *, function: str, keywords: Collection[str]
 ) -> dict[str, Any]:
@@ -278,11 +295,9 @@ def body_params(
         ParameterError: the API knows no such field, it cannot be set, or JSON cannot hold it.
     """
     from batchframe.client import PARAMETERS
-    from batchframe.core.spec import COMPLETIONS, json_value
+    from batchframe.core.spec import json_value
 
-    refused = dict(_REFUSED)
-    if endpoint == COMPLETIONS:  # elsewhere it is another thing, or none
-        refused["prompt"] = refused["input"]
+    refused = _refused(endpoint)
     known = PARAMETERS[endpoint] - refused.keys()
     for name in params:
         if name in refused:
@@ -300,6 +315,51 @@ def body_params(
         for name, value in params.items()
         if not isinstance(value, Column)
     }
+
+
+#: Body fields that we read again, as the form and the limit of an answer: by no other endpoint's
+#: name may they come in.
+_READ_AGAIN = frozenset(
+    {"response_format", "text", "max_completion_tokens", "max_output_tokens", "max_tokens"}
+)
+
+
+def extra_fields(extra_body: object, endpoint: str) -> dict[str, Any]:
+    """The body fields that a provider knows and the SDK does not, as JSON values.
+
+    The SDK lays its own `extra_body` over all else, without a word; here a field that has a keyword
+    is refused, so that each has one place and none goes around a check.
+
+    Args:
+        extra_body: What the call was given; None is no field.
+        endpoint: Where the bodies go.
+
+    Raises:
+        ParameterError: it is no mapping, a field has a keyword or is written by us, or JSON cannot
+            hold it.
+    """
+    from batchframe.client import PARAMETERS
+    from batchframe.core.spec import json_value
+
+    if extra_body is None:
+        return {}
+    if not isinstance(extra_body, Mapping):
+        raise ParameterError(
+            f"extra_body={extra_body!r:.60} must be a dict of body fields, or None."
+        )
+    fields: dict[str, Any] = json_value(extra_body, "extra_body")
+    refused = _refused(endpoint)
+    for name in fields:
+        if name in refused:
+            raise ParameterError(f"extra_body.{name} cannot be set: {refused[name]}.")
+        if name in PARAMETERS[endpoint]:
+            raise ParameterError(
+                f"extra_body.{name} is a field with a keyword: pass {name}=, which is checked. "
+                "Nothing was sent."
+            )
+        if name in _READ_AGAIN:
+            raise ParameterError(f"extra_body.{name} is no field of {endpoint}. Nothing was sent.")
+    return fields
 
 
 def response_format(value: object, endpoint: str) -> "tuple[dict[str, Any], Structure | None]":

@@ -65,6 +65,7 @@ from batchframe.engine import (
 from batchframe.errors import (
     BudgetExceededError,
     CheckpointCorruptError,
+    ErrorRatioExceededError,
     ProviderError,
     RowError,
     RunTimeoutError,
@@ -78,6 +79,7 @@ from batchframe.plans import (
 )
 from batchframe.progress import Progress, Silence, Tally, progress_for
 from batchframe.storage import Storage
+from batchframe.tolerance import Tolerance
 
 __all__ = [
     "Answers",
@@ -134,6 +136,8 @@ class Options:
     dedupe: bool = False
     #: The most that the rows may cost, in US dollars, earlier calls included; None for no limit.
     max_cost_usd: float | None = None
+    #: The part of the rows that may end without an answer, earlier calls included; None for all.
+    max_error_ratio: float | None = None
 
 
 def run_rows(
@@ -163,6 +167,7 @@ def run_rows(
             when it was sent before.
         RunTimeoutError: `timeout` passed; the batches go on.
         CheckpointError: the directory cannot be used, or belongs to other work.
+        ErrorRatioExceededError: too many rows failed, and more were to be sent.
         ProviderError: the service refused for good.
     """
     rounds = rounds_of_rows(
@@ -191,7 +196,9 @@ def rounds_of_rows(
         check_bounded(rows, keys, spec, limit, prices=submission.prices, now=engine.clock.now())
         _check_sizes(rows.ids, keys, max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
-    return Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine)
+    rounds = Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine)
+    rounds.tolerance.n_rows = _n_asked(rows)
+    return rounds
 
 
 def rounds_of_checkpoint(
@@ -210,7 +217,9 @@ def rounds_of_checkpoint(
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
     try:
         if options.max_cost_usd is None:
-            options = replace(options, max_cost_usd=checkpoint.max_cost_usd())
+            options = replace(options, max_cost_usd=checkpoint.limit("max_cost_usd"))
+        if options.max_error_ratio is None:
+            options = replace(options, max_error_ratio=checkpoint.limit("max_error_ratio"))
     except BaseException:
         checkpoint.close()
         raise
@@ -246,11 +255,14 @@ def run_windows(
     Raises what `run_rows` raises.
     """
     engine = engine or default_engine()
+    n_rows = 0
     for rows in windows():
+        n_rows += _n_asked(rows)
         if line_bytes_at_most(rows, spec) > submission.limits.max_bytes:
             _check_sizes(rows.ids, row_keys(rows, spec), submission.limits.max_bytes)
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
     rounds = Rounds(windows, None, checkpoint, submission, options, engine)
+    rounds.tolerance.n_rows = n_rows
     rounds.work()
     return rounds.keys_of_windows
 
@@ -324,6 +336,8 @@ class Rounds:
     keys: pa.FixedSizeBinaryArray = field(init=False)
     #: What the rows have cost, and may cost.
     budget: Budget = field(init=False)
+    #: How many of the rows ended without an answer, and may.
+    tolerance: Tolerance = field(init=False)
     jobs: list[Job] = field(default_factory=list)
     #: Set when all that fits the limits is at the provider.
     submitted: threading.Event = field(default_factory=threading.Event)
@@ -339,8 +353,10 @@ class Rounds:
     _looked_at: dict[int, int] = field(default_factory=dict)
     #: The shards that an earlier call sent: what it met says nothing of what this one would meet.
     _sent_before: set[int] = field(default_factory=set)
-    #: Frozen shards that the budget has no room for yet.
+    #: Frozen shards that the budget, or the tolerance of failures, has no room for yet.
     _held: list[int] = field(default_factory=list)
+    #: Earlier calls had too many failures already.
+    _was_exceeded: bool = False
     #: Keys of rows that are to be sent again, by the shard that has their lines.
     _again: dict[int, pa.FixedSizeBinaryArray] = field(default_factory=dict)
     #: The shards that were made by this call: each row is in one window, and so in none of them.
@@ -365,6 +381,7 @@ class Rounds:
         self.budget = Budget(
             self.options.max_cost_usd, self.checkpoint, self.submission.prices, self.engine.clock
         )
+        self.tolerance = Tolerance(self.options.max_error_ratio)
 
     def work(self) -> None:
         """Work to the end, whichever that is, and close the checkpoint. To be called once."""
@@ -392,7 +409,8 @@ class Rounds:
             self._take_up_all()
         else:
             self.checkpoint.forget_cancel()
-            self.checkpoint.set_max_cost_usd(self.options.max_cost_usd)
+            self.checkpoint.set_limit("max_cost_usd", self.options.max_cost_usd)
+            self.checkpoint.set_limit("max_error_ratio", self.options.max_error_ratio)
         for rows in self.windows() if self.windows is not None else ():
             self.rows = rows
             self.own_keys = None
@@ -427,12 +445,26 @@ class Rounds:
                     self._held.append(number)
                 elif not isinstance(state, Collected | Dropped):
                     self._watch(number)
+            if self.tolerance.ratio is not None:
+                is_in = (number for number, state in states.items() if isinstance(state, Collected))
+                self._count_all(sorted(is_in))
+
+    def _count_all(self, collected: Sequence[int]) -> None:
+        """Take note of all rows of the checkpoint, and of the results of collected shards."""
+        checkpoint = self.checkpoint
+        under_way = self._keys_in([*(job.number for job in self.jobs), *self._held])
+        again = pa.concat_arrays([under_way, *self._again.values()])
+        results = latest(checkpoint.results(FOR_PLANS, numbers=collected))
+        all_keys = pa.concat_arrays([again, keys_of(results)])
+        self.tolerance.n_rows = pc.count_distinct(all_keys).as_py()
+        is_again = pc.is_in(keys_of(results), value_set=again)
+        self.tolerance.count(results, pc.invert(is_again).cast(pa.int64()))
+        self._was_exceeded = self.tolerance.is_exceeded()
 
     def explain(self, error: BaseException) -> None:
         """Tell with an error what goes on without this call, and how to come back."""
-        if isinstance(
-            error, ProviderError | BudgetExceededError
-        ):  # its own message says what to do
+        if isinstance(error, ProviderError | BudgetExceededError | ErrorRatioExceededError):
+            # Its own message says what to do.
             note = f"{self._what_goes_on()} The checkpoint is {self.checkpoint.path}"
         else:
             note = self.how_to_resume()
@@ -491,6 +523,7 @@ class Rounds:
                 self._send_all()
                 return
             rest, unsent = self._rest()
+            self._count_settled()
             self._warn_of_deletion(job.number for job in self.jobs)
             is_own = pc.equal(self.keys, self.own_keys)
             positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(rest, is_own)))
@@ -543,6 +576,18 @@ class Rounds:
             self.keys = equal_keys(self.row_keys, checkpoint, settled, under_way)
         is_settled = pc.is_in(self.keys, value_set=settled)
         return pc.and_(pc.is_valid(self.keys), pc.invert(is_settled))
+
+    def _count_settled(self) -> None:
+        """Take note of what the rows that are looked at came to in earlier calls."""
+        if self.tolerance.ratio is not None and self._known is not None:
+            results = latest(self._known)
+            is_settled = pc.is_in(keys_of(results), value_set=self._settled)
+            # What is under way again speaks for itself when it ends.
+            jobs = (job.number for job in self.jobs if job.number not in self._looked_at)
+            is_under_way = pc.is_in(keys_of(results), value_set=self._keys_in([*jobs, *self._held]))
+            results = results.filter(pc.and_not(is_settled, is_under_way))
+            self.tolerance.count(results, _n_answered(keys_of(results), self.keys))
+            self._was_exceeded = self.tolerance.is_exceeded()
 
     def _take_up(self, wanted: pa.BooleanArray) -> tuple[pa.BooleanArray, pa.BooleanArray]:
         """Watch the shards under way that hold wanted rows.
@@ -745,6 +790,11 @@ class Rounds:
         """Take note that a shard with rows of ours was dropped, before it was sent."""
         self._again[number] = self._ours(number, self.checkpoint.row_keys(number))
 
+    def _keys_in(self, numbers: Iterable[int]) -> pa.FixedSizeBinaryArray:
+        """The keys of all requests of these shards."""
+        keys = [keys_of(self.checkpoint.requests(number)) for number in numbers]
+        return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
+
     def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
         """Those of a shard's keys that name rows of this call."""
         if number in self._made or not len(keys):
@@ -802,13 +852,15 @@ class Rounds:
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
+        if self.tolerance.is_exceeded():
+            self._stop_if_more_is_to_be_sent()
         # Another run that plans may drop what nobody watches yet.
         with self.checkpoint.planning if self._held else nullcontext():
             while self._held and not self.left.is_set():
                 number = self._held[0]
                 if isinstance(self.checkpoint.shards[number].state, Dropped):
                     self._lose(self._held.pop(0))  # by a run that wants only some of its rows
-                elif self.budget.has_room(number, self.jobs):
+                elif self._has_place() and self.budget.has_room(number, self.jobs):
                     self._watch(self._held.pop(0))
                 else:
                     break
@@ -816,6 +868,17 @@ class Rounds:
             return
         if self._held and all(job.number in self._looked_at for job in self.jobs):
             raise self.budget.exceeded(self._held[0], self._n_unsent())
+
+    def _has_place(self) -> bool:
+        """False for a shard that waits until the results of one before it were looked at.
+
+        The engine would send it as soon as that one ends, which may be one shard too many.
+        """
+        if self.tolerance.ratio is None:
+            return True
+        n_open = sum(job.number not in self._looked_at for job in self.jobs)
+        is_first = n_open < self.submission.limits.max_live_batches
+        return is_first and not self.tolerance.is_exceeded()
 
     def _look_at(self, number: int) -> None:
         """Take note of a shard's results, and of which of its rows are to be sent again."""
@@ -832,6 +895,21 @@ class Rounds:
             if len(again):
                 self._looked_at[number] = len(again)
                 self._again[number] = again
+        if self.tolerance.ratio is not None:
+            self._count(number, results)
+
+    def _count(self, number: int, results: pa.Table) -> None:
+        """Take note of a shard's results that are not tried again."""
+        if number in self._again:
+            is_again = pc.is_in(keys_of(results), value_set=self._again[number])
+            results = results.filter(pc.invert(is_again))
+        keys = keys_of(results)
+        self.tolerance.count(
+            results,
+            _n_answered(keys, self.keys)
+            if self.options.dedupe
+            else pc.is_in(keys, value_set=self._ours(number, keys)).cast(pa.int64()),
+        )
 
     def _has_rounds(self, number: int) -> bool:
         is_left = self._rounds.get(number, 0) < self.options.max_retries
@@ -853,6 +931,13 @@ class Rounds:
                 f"Rows failed, and others would too: {reason}. {left}Mend the cause and run the "
                 "call again, with retry_failed=True for the rows that failed for good."
             )
+
+    def _stop_if_more_is_to_be_sent(self) -> None:
+        # Who was told before and calls again has what is live collected first: it is paid for.
+        is_live = any(job.number not in self._looked_at for job in self.jobs)
+        if (self._n_unsent() or self._again) and not (self._was_exceeded and is_live):
+            self.engine.release(self)  # what a step under way still sends is not called unsent
+            raise self.tolerance.exceeded(self._n_unsent() + sum(map(len, self._again.values())))
 
     def _n_held(self) -> int:
         return sum(self.checkpoint.shards[number].frozen.n_requests for number in list(self._held))
@@ -888,8 +973,19 @@ class Left(BaseException):
     """The work was left to others: not an error, and nothing that an `except` may swallow."""
 
 
+def _n_asked(rows: Rows) -> int:
+    return len(rows) - int(rows.prompts.null_count)
+
+
 def _n_requests(job: Job) -> int:
     return job.checkpoint.shards[job.number].frozen.n_requests
+
+
+def _n_answered(keys: pa.FixedSizeBinaryArray, rows: pa.FixedSizeBinaryArray) -> pa.Int64Array:
+    """How many rows each of the keys answers, where `rows` has the key of each row's request."""
+    counts = rows.drop_null().value_counts()
+    places = pc.index_in(keys, value_set=counts.field("values"))
+    return pc.fill_null(counts.field("counts").take(places), 0)
 
 
 def _is_unsent(state: State) -> bool:

@@ -54,8 +54,8 @@ class Exit(IntEnum):
 #: Keywords of the package's messages that are options here.
 _KEYWORDS = re.compile(
     r"(?<!\()(?<!metadata )\b"
-    r"(checkpoint|dedupe|endpoint|max_cost_usd|model|nulls|output|response_format"
-    r"|retry_failed|system|template|timeout|id_col|prompt_col)=(True\b|\.\.\.)?"
+    r"(checkpoint|dedupe|endpoint|limits|max_cost_usd|max_error_ratio|model|nulls|output"
+    r"|response_format|retry_failed|system|template|timeout|id_col|prompt_col)=(True\b|\.\.\.)?"
 )
 #: Values that are written in another way here: first of all, as they hold such keywords.
 _VALUES = (

@@ -20,12 +20,14 @@ __all__ = [
     "Details",
     "Directory",
     "Endpoint",
+    "ExtraBody",
     "FileFormat",
     "From",
     "IdCol",
     "Json",
     "MaxCost",
     "MaxEnqueuedTokens",
+    "MaxErrorRatio",
     "MaxLive",
     "MaxRetries",
     "Model",
@@ -105,6 +107,13 @@ Params = Annotated[
         "text. May be given many times.",
     ),
 ]
+ExtraBody = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON",
+        help="Fields of the request that only your provider knows, such as '{\"top_k\": 40}'.",
+    ),
+]
 ResponseFormat = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A JSON schema that the answers are to fit."),
@@ -127,6 +136,16 @@ Checkpoint = Annotated[
 MaxCost = Annotated[
     float | None,
     typer.Option(metavar="USD", help="Send no batch that could bring the cost above this."),
+]
+MaxErrorRatio = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        metavar="PART",
+        help="Send no more once more than this part of the rows, 0 to 1, has failed for good; "
+        "and write no file then.",
+    ),
 ]
 Price = Annotated[
     list[str] | None,
@@ -193,11 +212,12 @@ def keywords_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     known = inspect.signature(accessor.complete).parameters
     named = {name: value for name, value in given.items() if name in known}
-    schema = named.get("response_format")
+    schema, extra = named.get("response_format"), named.get("extra_body")
     named["checkpoint"] = given["checkpoint"]
     return {
         **named,
         "response_format": None if schema is None else _schema_in(schema),
+        "extra_body": None if extra is None else _object_in(extra, "--extra-body"),
         "prices": prices_of(given.get("price")),
         "limits": limits_of(
             given.get("batch_size"), given.get("max_live"), given.get("max_enqueued_tokens")
@@ -262,6 +282,15 @@ def _params_of(pairs: Sequence[str], known: Mapping[str, Any]) -> dict[str, Any]
         except msgspec.DecodeError:
             found[name] = value
     return found
+
+
+def _object_in(text: str, option: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise typer.BadParameter(
+            f'{text!r:.60} is no JSON object, such as {{"top_k": 40}}', param_hint=option
+        ) from None
 
 
 def _schema_in(path: Path) -> Any:

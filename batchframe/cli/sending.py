@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["complete", "estimate"]
 
 _CHAT = "/v1/chat/completions"
-#: Rows of these words have what was asked for, or asked for nothing.
-_ANSWERED = frozenset({"ok", "truncated", "skipped"})
 
 
 @app.command()
@@ -35,6 +33,7 @@ def complete(
     template: o.Template = None,
     system: o.System = None,
     param: o.Params = None,
+    extra_body: o.ExtraBody = None,
     response_format: o.ResponseFormat = None,
     endpoint: o.Endpoint = _CHAT,
     output: o.Output = "completion",
@@ -43,6 +42,7 @@ def complete(
     to: o.To = None,
     checkpoint: o.Checkpoint = None,
     max_cost: o.MaxCost = None,
+    max_error_ratio: o.MaxErrorRatio = None,
     price: o.Price = None,
     dedupe: o.Dedupe = False,
     retry_failed: o.RetryFailed = False,
@@ -124,6 +124,7 @@ def estimate(
     template: o.Template = None,
     system: o.System = None,
     param: o.Params = None,
+    extra_body: o.ExtraBody = None,
     response_format: o.ResponseFormat = None,
     endpoint: o.Endpoint = _CHAT,
     from_: o.From = None,
@@ -280,13 +281,15 @@ def _told(new: "pa.Table", output: str) -> dict[str, Any]:
     """What became of the rows, by their new columns."""
     import pyarrow.compute as pc
 
+    from batchframe.core.results import ANSWERED
+
     rows = dict(Counter(new[f"{output}_status"].to_pylist()).most_common())
     cost = new[f"{output}_cost_usd"]
     sums = {name: pc.sum(new[f"{output}_{name}"]).as_py() or 0 for name in _TOKENS}
     return {
         "n_rows": len(new),
         "rows": rows,
-        "n_failures": sum(n for word, n in rows.items() if word not in _ANSWERED),
+        "n_failures": sum(n for word, n in rows.items() if word not in ANSWERED),
         "cost_usd": None if cost.null_count else pc.sum(cost).as_py() or 0.0,
         **sums,
     }

@@ -26,6 +26,7 @@ from msgspec import inspect as shapes
 from batchframe.core.batches import BatchError
 
 __all__ = [
+    "ANSWERED",
     "COUNTS",
     "MAYBE_BILLED",
     "RESULT_SCHEMA",
@@ -64,6 +65,8 @@ class Status(StrEnum):
     SKIPPED = "skipped"
 
 
+#: Rows of these words have what was asked for, or asked for nothing. All others have no answer.
+ANSWERED = frozenset({Status.OK, Status.TRUNCATED, Status.SKIPPED})
 #: Codes of `failed` rows that the provider may have billed although it told no usage.
 MAYBE_BILLED = ("unreadable_line", "empty_content")
 _UNREADABLE, _EMPTY = MAYBE_BILLED

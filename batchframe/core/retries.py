@@ -6,6 +6,8 @@ text), what a person cancelled, and what may have been paid for and got lost (`m
 sent again silently.
 """
 
+from fractions import Fraction
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,6 +21,7 @@ __all__ = [
     "poll_delay",
     "queue_delay",
     "retry_delay",
+    "too_many",
     "unfinished",
     "was_turned_away",
 ]
@@ -44,6 +47,9 @@ _RETRYABLE_HTTP = (0, 408, 409, 429)
 #: call tries again (OpenAI, error codes guide, 2026-08).
 _NO_MONEY = "insufficient_quota"
 _SETTLED = (Status.OK, Status.TRUNCATED)
+#: Rows that must have ended before their part of failures speaks for those to come: so many has S3
+#: Batch Operations, which ends a job when more than half of them failed (AWS, S3 user guide, 2026).
+_FEWEST_ENDED = 1_000
 
 
 def unfinished(results: pa.Table, *, retry_failed: bool = False) -> pa.BooleanArray:
@@ -88,6 +94,23 @@ def hopeless(results: pa.Table, *, proven: bool) -> str | None:
         return None
     first = broke[0].as_py() if len(broke) else 0
     return f"{code[first].as_py()}: {results['error_message'][first].as_py()}"
+
+
+def too_many(n_failed: int, n_ended: int, n_rows: int, ratio: float) -> bool:
+    """True if more than `ratio` of a call's rows will have no answer, or it looks so.
+
+    It is certain when more rows failed than `ratio` allows of all; and it looks so when they are
+    more than `ratio` of at least 1,000 that ended.
+
+    Args:
+        n_failed: Rows that ended without an answer, and are not tried again.
+        n_ended: Rows that are not tried again, answered or not.
+        n_rows: All rows.
+        ratio: From 0 to 1, as it is written: 0.29 of 100 rows are 29.
+    """
+    exact = Fraction(repr(float(ratio)))
+    looks_so = n_ended >= _FEWEST_ENDED and n_failed > exact * n_ended
+    return n_failed > exact * n_rows or looks_so
 
 
 def retry_delay(attempt: int, *, retry_after: float | None = None) -> float:

@@ -11,7 +11,6 @@ import inspect
 import tempfile
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -148,6 +147,8 @@ def complete(
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    on_error: str = "null",
+    max_error_ratio: float | None = None,
     max_cost_usd: float | None = None,
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
@@ -159,6 +160,7 @@ def complete(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
     """Run a column of prompts through the OpenAI Batch API.
@@ -196,6 +198,13 @@ def complete(
         retry_failed: Try again also rows of earlier calls that failed for good, were cancelled,
             or are missing.
         nulls: "skip" rows without a prompt, or "raise" an error for them.
+        on_error: "null" gives rows without an answer with their status; "raise" an UnansweredError
+            for them, once all that can be answered is, and is kept.
+        max_error_ratio: The part of the rows, from 0 to 1, that may end without an answer, earlier
+            calls included. Where it is more, ErrorRatioExceededError ends the call. As soon as that
+            is certain, or holds for 1,000 rows or more that have ended, no further batch is sent;
+            live ones go on, and the next call collects them first. Rows that are tried again have
+            not ended.
         max_cost_usd: The most that these rows may cost, in US dollars, earlier calls with this
             checkpoint included. A batch that could exceed it is not sent; what is live then is
             collected, and BudgetExceededError ends the call. Answers need a limit of tokens.
@@ -211,6 +220,8 @@ def complete(
         progress: Show progress bars where there is a terminal or a notebook.
         details: Add columns with finish reason, model, request id and batch id.
         client: An `openai.OpenAI` client; None makes one from the environment.
+        extra_body: Body fields of a provider that the SDK has no name for, such as {"top_k": 40};
+            they are sent as they are, and are part of what finds a checkpoint.
         **params: Further body fields, as the SDK names them: temperature=0, seed=42, ... For each
             row's own, a column: max_completion_tokens=bf.col("n_max").
 
@@ -225,6 +236,8 @@ def complete(
         ApiKeyError: there is no usable key; nothing was sent.
         CheckpointError: the checkpoint is in use, broken, or of another spec.
         BudgetExceededError: `max_cost_usd` has no room for more rows.
+        ErrorRatioExceededError: more rows than `max_error_ratio` have no answer.
+        UnansweredError: rows have no answer, and `on_error` is "raise".
         ProviderError: the service refused for good.
         RunTimeoutError: `timeout` passed; the batches go on, and the same call resumes.
 
@@ -352,7 +365,7 @@ def _bound(name: str, args: tuple[Any, ...], keywords: Mapping[str, Any]) -> dic
 
 def _asked_by(given: Mapping[str, Any], keywords: Keywords) -> tuple[Call, Settings]:
     """What the arguments of `complete` ask for."""
-    settings = Settings(**{field.name: given[field.name] for field in fields_of(Settings)})
+    settings = Settings.of(given)
     call = completion(
         given["prompt_col"],
         model=given["model"],
@@ -361,6 +374,7 @@ def _asked_by(given: Mapping[str, Any], keywords: Keywords) -> tuple[Call, Setti
         format_=given["response_format"],
         system=given["system"],
         endpoint=given["endpoint"],
+        extra_body=given["extra_body"],
         params=given["params"],
         keywords=keywords,
     )
@@ -382,6 +396,8 @@ def embed(
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    on_error: str = "null",
+    max_error_ratio: float | None = None,
     max_cost_usd: float | None = None,
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
@@ -393,6 +409,7 @@ def embed(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
     """Embed a column of texts through the OpenAI Batch API.
@@ -414,6 +431,8 @@ def embed(
         max_retries: As for `complete`.
         retry_failed: As for `complete`.
         nulls: As for `complete`.
+        on_error: As for `complete`.
+        max_error_ratio: As for `complete`.
         max_cost_usd: As for `complete`.
         prices: As for `complete`.
         limits: As for `complete`.
@@ -425,6 +444,7 @@ def embed(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        extra_body: As for `complete`.
         **params: Further body fields, as the SDK names them: user="..."
 
     Returns:
@@ -451,28 +471,11 @@ def embed(
         >>> out["embedding"].dtype
         Array(Float32, shape=(4,))
     """
-    settings = Settings(
-        output=output,
-        checkpoint=checkpoint,
-        dedupe=dedupe,
-        max_retries=max_retries,
-        retry_failed=retry_failed,
-        nulls=nulls,
-        max_cost_usd=max_cost_usd,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=timeout,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
-        details=details,
-        client=client,
-    )
+    settings = Settings.of(locals())
     call = embedding(
         text_col,
         model=model,
+        extra_body=extra_body,
         params={**params, "dimensions": dimensions},
         keywords=_keywords(embed),
     )
@@ -493,6 +496,8 @@ def moderate(
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    on_error: str = "null",
+    max_error_ratio: float | None = None,
     max_cost_usd: float | None = None,
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
@@ -504,6 +509,7 @@ def moderate(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
     """Have a column of texts judged by OpenAI's moderation models, which cost nothing.
@@ -521,6 +527,8 @@ def moderate(
         max_retries: As for `complete`.
         retry_failed: As for `complete`.
         nulls: As for `complete`.
+        on_error: As for `complete`.
+        max_error_ratio: As for `complete`.
         max_cost_usd: As for `complete`.
         prices: As for `complete`.
         limits: As for `complete`.
@@ -532,6 +540,7 @@ def moderate(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        extra_body: As for `complete`.
         **params: Further body fields, as the SDK names them.
 
     Returns:
@@ -553,26 +562,14 @@ def moderate(
         >>> out["moderation_flagged"].to_list()
         [False, True]
     """
-    settings = Settings(
-        output=output,
-        checkpoint=checkpoint,
-        dedupe=dedupe,
-        max_retries=max_retries,
-        retry_failed=retry_failed,
-        nulls=nulls,
-        max_cost_usd=max_cost_usd,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=timeout,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
-        details=details,
-        client=client,
+    settings = Settings.of(locals())
+    call = moderation(
+        text_col,
+        model=model,
+        extra_body=extra_body,
+        params=params,
+        keywords=_keywords(moderate),
     )
-    call = moderation(text_col, model=model, params=params, keywords=_keywords(moderate))
     return _sent(frame, call, id_col, settings)
 
 
@@ -660,7 +657,13 @@ def attach(
             frame,
             call,
             id_col,
-            Columns(output=output, details=details, nulls="skip"),
+            Columns(
+                output=output,
+                details=details,
+                nulls="skip",
+                on_error="null",
+                max_error_ratio=None,
+            ),
             lambda rows: (*find_rows(rows, there, dedupe=dedupe, prices=prices)[:2], None),
         ),
     )
@@ -687,6 +690,7 @@ def estimate(
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> "Estimate":
     """Say what a call would send and cost; nothing is sent, and no key is needed.
@@ -712,6 +716,7 @@ def estimate(
         limits: As for `complete`.
         completion_window: As for `complete`.
         client: As for `complete`; only its address, organization and project are read.
+        extra_body: As for `complete`.
         **params: As for `complete`.
 
     Returns:
@@ -736,7 +741,9 @@ def estimate(
     fields = {name: value for name, value in params.items() if name not in _WITHOUT_EFFECT}
     if endpoint in {EMBEDDINGS, MODERATIONS}:
         build = embedding if endpoint == EMBEDDINGS else moderation
-        call = build(prompt_col, model=model, params=fields, keywords=keywords)
+        call = build(
+            prompt_col, model=model, extra_body=extra_body, params=fields, keywords=keywords
+        )
     else:
         call = completion(
             prompt_col,
@@ -746,6 +753,7 @@ def estimate(
             format_=response_format,
             system=system,
             endpoint=endpoint,
+            extra_body=extra_body,
             params=fields,
             keywords=keywords,
         )
@@ -783,6 +791,8 @@ def complete_parquet(
     max_retries: int = 3,
     retry_failed: bool = False,
     nulls: str = "skip",
+    on_error: str = "null",
+    max_error_ratio: float | None = None,
     prices: "Prices | None" = None,
     limits: "Limits | None" = None,
     completion_window: str = "24h",
@@ -793,6 +803,7 @@ def complete_parquet(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> Path:
     """Run a column of parquet files through the Batch API, and write parquet; in bounded memory.
@@ -819,6 +830,8 @@ def complete_parquet(
         max_retries: As for `complete`.
         retry_failed: As for `complete`.
         nulls: As for `complete`.
+        on_error: As for `complete`; an error leaves the target as it was.
+        max_error_ratio: As for `complete`.
         prices: As for `complete`.
         limits: As for `complete`.
         completion_window: As for `complete`.
@@ -829,6 +842,7 @@ def complete_parquet(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        extra_body: As for `complete`.
         **params: As for `complete`.
 
     Returns:
@@ -856,25 +870,7 @@ def complete_parquet(
         >>> pl.read_parquet(out)["completion"].to_list()
         ['echo: 2 + 2?', 'echo: 3 + 3?']
     """
-    settings = Settings(
-        output=output,
-        checkpoint=checkpoint,
-        dedupe=False,
-        max_retries=max_retries,
-        retry_failed=retry_failed,
-        nulls=nulls,
-        max_cost_usd=None,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=timeout,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
-        details=details,
-        client=client,
-    )
+    settings = Settings.of(locals(), dedupe=False, max_cost_usd=None)
     if id_col is None:
         raise ParameterError(
             "complete_parquet() needs an id_col: rows that are never together cannot be told apart "
@@ -888,6 +884,7 @@ def complete_parquet(
         format_=response_format,
         system=system,
         endpoint=endpoint,
+        extra_body=extra_body,
         params=params,
         keywords=_keywords(complete_parquet),
     )
@@ -902,7 +899,7 @@ def complete_parquet(
 #: What `complete` and its sisters take, and an estimate does not depend on.
 _WITHOUT_EFFECT = frozenset(
     {"output", "max_retries", "max_cost_usd", "poll_interval", "timeout", "on_unknown"}
-    | {"delete_remote", "progress", "details"}
+    | {"delete_remote", "progress", "details", "on_error", "max_error_ratio"}
 )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from dataclasses import fields as fields_of
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast
 
 from batchframe.errors import ParameterError
 from batchframe.parameters import (
@@ -22,6 +22,7 @@ from batchframe.parameters import (
     check_client,
     check_values,
     checkpoint_path,
+    extra_fields,
     own_fields,
     response_format,
     sent_structure,
@@ -79,6 +80,8 @@ class Columns:
     output: str
     details: bool
     nulls: str
+    on_error: str
+    max_error_ratio: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +102,12 @@ class Settings(Columns):
     delete_remote: bool
     progress: bool
     client: "openai.OpenAI | None"
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], **fixed: Any) -> Self:
+        """Take them out of a function's arguments, by name, and those that are `fixed` there."""
+        values = {**given, **fixed}
+        return cls(**{field.name: values[field.name] for field in fields_of(cls)})
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in fields_of(self)}
@@ -143,6 +152,7 @@ def completion(
     format_: object,
     system: str | None,
     endpoint: str,
+    extra_body: object,
     params: Mapping[str, Any],
     keywords: Keywords,
 ) -> Call:
@@ -150,6 +160,7 @@ def completion(
     check_values(template=template, system=system, endpoint=endpoint)
     fields_of_format, structure = response_format(format_, endpoint)
     body = body_params(params, endpoint, function=keywords.function, keywords=keywords.names)
+    body |= extra_fields(extra_body, endpoint)
     if fields_of_format and not isinstance(body.get("text", {}), dict):
         raise ParameterError(f"text={body['text']!r:.60} must be a dict, as the SDK has it.")
     # Of responses, `text` may hold more than the format.
@@ -177,22 +188,34 @@ def completion(
 
 
 def embedding(
-    text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
+    text_col: Hashable,
+    *,
+    model: object,
+    extra_body: object,
+    params: Mapping[str, Any],
+    keywords: Keywords,
 ) -> Call:
     """A call that makes vectors of texts; `dimensions` is among the parameters."""
     check_values(dimensions=params.get("dimensions"))
     given = {name: value for name, value in params.items() if value is not None}
     body = body_params(given, EMBEDDINGS, function=keywords.function, keywords=keywords.names)
+    body |= extra_fields(extra_body, EMBEDDINGS)
     # A third of the bytes of numbers in words, and exact.
     body["encoding_format"] = "base64"
     return _of_texts(text_col, EMBEDDINGS, model, params, body)
 
 
 def moderation(
-    text_col: Hashable, *, model: object, params: Mapping[str, Any], keywords: Keywords
+    text_col: Hashable,
+    *,
+    model: object,
+    extra_body: object,
+    params: Mapping[str, Any],
+    keywords: Keywords,
 ) -> Call:
     """A call that has texts judged."""
     body = body_params(params, MODERATIONS, function=keywords.function, keywords=keywords.names)
+    body |= extra_fields(extra_body, MODERATIONS)
     return _of_texts(text_col, MODERATIONS, model, params, body)
 
 
@@ -328,7 +351,8 @@ def asked(
         frame: The user's.
         call: What its rows ask.
         id_col: The label of the ids, or None.
-        columns: What the call says of new columns and rows.
+        columns: What the call says of new columns and rows; at its end, `finish` raises what it
+            says of rows without an answer.
         is_kept: The user goes on with the frame before it is finished, and may change it.
     """
     import pyarrow as pa
@@ -336,6 +360,7 @@ def asked(
     from batchframe.core.columns import result_columns
     from batchframe.core.results import RESULT_SCHEMA
     from batchframe.frames import inputs
+    from batchframe.frames.failures import Failures
 
     adapter = _adapter(frame)
     columns_of = functools.partial(
@@ -347,9 +372,14 @@ def asked(
     rows = _rows(adapter, frame, call, id_col, nulls=columns.nulls)
     like, is_null = call.question.columns[0][0], rows.prompts.is_null()
     kept = adapter.snapshot(frame) if is_kept else frame
+    ids = None if id_col is None else rows.ids
 
     def finish(results: "pa.Table", positions: "pa.Int64Array", unanswered: str | None) -> Any:
         made = columns_of(results, positions, skipped=is_null, unanswered=unanswered)
+        failures = Failures(columns)
+        if failures.matter and unanswered is not None:  # the call is at its end
+            failures.look(made, ids, results, positions)
+            failures.check()
         return adapter.attach(kept, made, like=like)
 
     return Asked(rows, finish)
@@ -588,6 +618,7 @@ def how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission,
         progress=settings.progress,
         dedupe=settings.dedupe,
         max_cost_usd=settings.max_cost_usd,
+        max_error_ratio=settings.max_error_ratio,
     )
     return shared, submission, checkpoint_path(settings.checkpoint, shared), options
 

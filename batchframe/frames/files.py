@@ -27,6 +27,7 @@ from batchframe.core.results import RESULT_SCHEMA
 from batchframe.errors import ColumnError, ParameterError
 from batchframe.frames import inputs
 from batchframe.frames.calls import Call, Columns, rows_of_table, unanswered
+from batchframe.frames.failures import Failures
 from batchframe.rounds import find_windows
 from batchframe.storage import replacing
 
@@ -180,6 +181,8 @@ def write_answers(
         send: Sends windows of rows, waits, and gives the checkpoint that has their results, and for
             each window the keys of its requests.
         prices: Rates that hold instead of those of the checkpoint.
+
+    Raises what the call says of rows without an answer; then the target stays as it was.
     """
     columns_of = functools.partial(
         result_columns, output=columns.output, details=columns.details, form=call.form
@@ -207,8 +210,11 @@ def write_answers(
             results, positions, own_keys, _ = next(answers)
             skipped = own_keys.is_null()
         made = columns_of(results, positions, skipped=skipped, unanswered=status)
+        if failures.matter and checkpoint is not None:
+            failures.look(made, window[id_col].combine_chunks(), results, positions)
         return pa.table([*window.columns, *made.columns], schema=schema)
 
+    failures = Failures(columns)
     answers = iter(()) if checkpoint is None else find_windows(keys, checkpoint, prices)
     schema = pa.schema([*source.schema, *empty.schema], source.schema.metadata)
     with replacing(target) as path, pq.ParquetWriter(path, schema) as writer:
@@ -217,6 +223,7 @@ def write_answers(
             deque(map(writer.write_table, map(answered, source.windows())), maxlen=0)
         finally:
             source.check_unchanged()
+        failures.check()  # before the target is replaced
 
 
 def _n_asked(rows: Rows) -> int:

@@ -211,6 +211,7 @@ class Run:
             ApiKeyError: there is something to do, and no usable key.
             ProviderError: the service refused for good.
             BudgetExceededError: `max_cost_usd` has no room for more rows.
+            ErrorRatioExceededError: too many rows failed to send more, by `max_error_ratio`.
         """
         check_values(timeout=timeout)
         self._start()
@@ -241,7 +242,8 @@ class Run:
             `attach` puts it onto a frame.
 
         Raises:
-            What `wait` raises.
+            What `wait` raises; and of a run that `submit` made, what its `on_error` and its
+            `max_error_ratio` say of the frame. `partial` gives it all the same.
         """
         self.wait(timeout)
         return self._answers(unanswered(read_checkpoint(self._path)))
@@ -469,6 +471,7 @@ def open_run(
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     max_cost_usd: float | None = None,
+    max_error_ratio: float | None = None,
     max_retries: int = 3,
     poll_interval: float | None = None,
     on_unknown: str = "resend",
@@ -489,6 +492,8 @@ def open_run(
         completion_window: As for `complete`, for batches that are not created yet.
         max_cost_usd: The most that all rows of the checkpoint may cost; None: what the call said
             that began it.
+        max_error_ratio: The part of all rows of the checkpoint that may end without an answer
+            before no more is sent; None: what the call said that began it.
         max_retries: As for `complete`.
         poll_interval: As for `complete`.
         on_unknown: As for `complete`.
@@ -521,24 +526,16 @@ def open_run(
         >>> run.status().n_rows
         2
     """
-    settings = Settings(
-        output="completion",
+    settings = Settings.of(
+        locals(),
         checkpoint=path,
-        dedupe=False,
-        max_retries=max_retries,
-        retry_failed=False,
-        nulls="skip",
-        max_cost_usd=max_cost_usd,
-        prices=prices,
-        limits=limits,
-        completion_window=completion_window,
-        poll_interval=poll_interval,
-        timeout=None,
-        on_unknown=on_unknown,
-        delete_remote=delete_remote,
-        progress=progress,
+        output="completion",
         details=False,
-        client=client,
+        nulls="skip",
+        on_error="null",
+        dedupe=False,
+        retry_failed=False,
+        timeout=None,
     )
     return Run(read_checkpoint(path).path, settings)
 

@@ -201,6 +201,7 @@ def test_what_cannot_work_is_one_line_and_nothing_is_sent(
         ["--param", "temperature"],
         ["--param", "checkpoint=ck"],
         ["--price", "gpt-4o-mini=1"],
+        ["--extra-body", "[40]"],
         ["--from", "xlsx"],
         ["--no-such-option"],
     ],
@@ -226,10 +227,13 @@ def test_parameters_are_json_or_text(terminal, tmp_path):
     params = ["temperature=0.5", "stop=END", 'metadata={"a": "b"}', "logprobs=true"]
     options = [part for param in params for part in ("--param", param)]
 
+    options += ["--extra-body", '{"top_k": 40}']
+
     assert terminal.run("complete", "in.csv", "out.csv", *ASKED, *options).returncode == 0
 
     sent = json.loads((tmp_path / "ck" / "spec.json").read_bytes())["params"]
-    assert sent == {"temperature": 0.5, "stop": "END", "metadata": {"a": "b"}, "logprobs": True}
+    named = {"temperature": 0.5, "stop": "END", "metadata": {"a": "b"}, "logprobs": True}
+    assert sent == named | {"top_k": 40}
 
 
 def test_an_estimate_needs_no_key_and_sends_nothing(terminal, server, tmp_path):

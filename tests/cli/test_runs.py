@@ -161,6 +161,22 @@ def test_rows_without_an_answer_change_the_exit_code_only_where_that_is_asked(te
     )
 
 
+def test_too_many_rows_that_fail_are_an_error_and_no_file_is_written(terminal, tmp_path):
+    write_rows(tmp_path / "in.csv", 3)
+    line = ["complete", "in.csv", "out.csv", *ASKED, "--max-retries", "0", "--max-error-ratio"]
+    with LocalServer(always_failing, stage_seconds=0.02) as server:
+        terminal.at(server)
+        ended = terminal.run(*line, "0.3")
+        written = (tmp_path / "out.csv").exists()
+        allowed = terminal.run(*line, "0.34", "--no-progress")
+        asked_again = terminal.run(*line, "2")
+
+    assert (ended.returncode, written) == (Exit.ERROR, False)
+    assert "--max-error-ratio 0.3 is exceeded: 1 of 3 rows has no answer" in ended.stderr.decode()
+    assert (allowed.returncode, (tmp_path / "out.csv").exists()) == (0, True)
+    assert asked_again.returncode == Exit.USAGE
+
+
 def test_a_busy_checkpoint_has_a_code_of_its_own_and_ctrl_c_another(terminal, tmp_path):
     write_rows(tmp_path / "in.csv", 5)
     with LocalServer(stage_seconds=3600) as server:

@@ -14,6 +14,7 @@ from batchframe.core.retries import (
     latest,
     poll_delay,
     retry_delay,
+    too_many,
     unfinished,
 )
 
@@ -222,3 +223,25 @@ def test_an_account_without_money_is_hopeless_even_when_others_were_answered():
 
 def test_a_shard_without_results_leaves_hope():
     assert hopeless(a_table(), proven=False) is None
+
+
+# Too many
+
+
+@pytest.mark.parametrize(
+    ("n_failed", "n_ended", "n_rows", "ratio", "expected"),
+    [
+        (0, 0, 0, 0, False),
+        (1, 1, 3, 0, True),  # no row may fail
+        (1, 1, 3, 0.5, False),  # two more may be answered
+        (2, 2, 3, 0.5, True),  # 2 > 1.5, whatever comes
+        (29, 100, 100, 0.29, False),  # as floats 0.29 * 100 is less than 29
+        (30, 100, 100, 0.29, True),
+        (100, 100, 100, 1, False),
+        (200, 999, 3_000, 0.1, False),  # 300 may fail, and too few have ended to speak for others
+        (100, 1_000, 3_000, 0.1, False),
+        (101, 1_000, 3_000, 0.1, True),
+    ],
+)
+def test_too_many_failed_when_it_is_certain_or_looks_so(n_failed, n_ended, n_rows, ratio, expected):
+    assert too_many(n_failed, n_ended, n_rows, ratio) is expected

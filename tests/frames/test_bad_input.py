@@ -461,6 +461,9 @@ def test_what_a_batch_of_rows_cannot_do_is_refused(frames, refused, keywords, wh
         ({"metadata": {1: "a"}}, "metadata has the key 1:"),
         ({"user": "half \ud83d"}, "user holds half a character"),
         ({"response_format": dict}, "response_format=<class 'dict'> must be"),
+        ({"extra_body": {"a": [1, {"b": {2}}]}}, "extra_body.a[1].b is a set,"),
+        ({"extra_body": {"top_k": bf.col("k")}}, "extra_body.top_k is a Column,"),
+        ({"extra_body": {1: "a"}}, "extra_body has the key 1:"),
     ],
     ids=str,
 )
@@ -470,7 +473,29 @@ def test_parameters_that_json_cannot_hold_are_refused_with_their_place(
     assert refused(bf.ParameterError, frames.make(GOOD), **keywords).startswith(where)
 
 
+@pytest.mark.parametrize(
+    ("keywords", "why"),
+    [
+        ({"extra_body": {"temperature": 1}}, "temperature is a field with a keyword: pass temp"),
+        ({"extra_body": {"model": "gpt-4o"}}, "model is a field with a keyword: pass model="),
+        ({"extra_body": {"n": 2}}, "n is a field with a keyword: pass n="),
+        ({"extra_body": {"messages": []}}, "messages cannot be set: the messages are made of"),
+        ({"extra_body": {"stream": True}}, "stream cannot be set: the Batch API cannot stream."),
+        ({"extra_body": {"max_output_tokens": 9}}, "max_output_tokens is no field of /v1/chat/c"),
+        (
+            {"extra_body": {"prompt": "x"}, "endpoint": "/v1/completions"},
+            "prompt cannot be set: it is made of",
+        ),
+    ],
+    ids=str,
+)
+def test_a_field_that_has_its_place_is_refused_in_extra_body(frames, refused, keywords, why):
+    message = refused(bf.ParameterError, frames.make(GOOD), **keywords)
+    assert message.startswith(f"extra_body.{why}")
+
+
 VALUES = {
+    "extra_body": ["top_k=40", ["top_k"], 5, True],
     "model": [None, "", " \n", 5, b"gpt-4o", "gpt-\ud83d"],
     "system": [5, b"text", ["text"], "half \ud83d"],
     "output": [None, "", " ", 5, "half \ud83d"],
@@ -478,6 +503,8 @@ VALUES = {
     "max_retries": [-1, 1.5, "3", True, None],
     "retry_failed": [None, 1, "yes"],
     "nulls": [None, "", "drop", True],
+    "on_error": [None, "", "skip", True],
+    "max_error_ratio": [-0.1, 1.1, float("nan"), "5", True],
     "endpoint": [None, "", "/v1/files", 5],
     "on_unknown": [None, "", "wait", True],
     "delete_remote": [None, 1, "yes"],

@@ -1,5 +1,6 @@
 """What each row may have of its own: body fields, the model; and endpoints that take text alone."""
 
+import asyncio
 import json
 
 import pandas as pd
@@ -32,6 +33,67 @@ def sent(client, n_batches=1):
             body = json.loads(line)["body"]
             found[body.get("prompt") or body["messages"][-1]["content"]] = body
     return found
+
+
+# --- Fields of other providers --------------------------------------------------------------------
+
+EMBEDS = "text-embedding-3-small"
+EXTRA = {"top_k": 40, "chat_template_kwargs": {"b": [1, {"a": None}], "a": 0.5}}
+
+
+def test_fields_of_other_providers_are_sent_as_they_are(frames, complete, client):
+    complete(frames.make({"id": [1], "prompt": ["a b c"]}), seed=7, extra_body=EXTRA)
+
+    (body,) = sent(client).values()
+    assert body == {
+        "model": "gpt-4o-mini",
+        "seed": 7,
+        **EXTRA,
+        "messages": [{"role": "user", "content": "a b c"}],
+    }
+    assert list(body["chat_template_kwargs"]) == ["b", "a"]
+
+
+def test_other_fields_are_another_spec_and_the_same_ones_send_nothing(
+    frames, complete, paid, checkpoint
+):
+    frame = frames.make({"id": [1], "prompt": ["x"]})
+    complete(frame, extra_body=EXTRA)
+    complete(frame, extra_body=dict(reversed(EXTRA.items())))
+    assert paid() == 1
+
+    with pytest.raises(bf.CheckpointMismatchError, match="top_k: 40 there, 41 here"):
+        complete(frame, extra_body={**EXTRA, "top_k": 41})
+    assert paid() == 1
+    # Without the rows' own columns the checkpoint knows them.
+    assert frames.values(bf.attach(frame, checkpoint, "prompt", "id"), "completion") == ["echo: x"]
+
+
+def test_all_that_sends_takes_them(client, tmp_path):
+    frame = pl.DataFrame({"id": [1], "text": ["x"]})
+    frame.write_parquet(tmp_path / "in.parquet")
+    keywords = {"client": client, "progress": False, "extra_body": {"top_k": 40}}
+    mini = {"model": "gpt-4o-mini"} | keywords
+
+    bf.embed(frame, "text", "id", model=EMBEDS, checkpoint=tmp_path / "1", **keywords)
+    bf.moderate(frame, "text", "id", checkpoint=tmp_path / "2", **keywords)
+    bf.submit(frame, "text", "id", checkpoint=tmp_path / "3", **mini).result()
+    bf.complete_parquet(
+        tmp_path / "in.parquet",
+        tmp_path / "out.parquet",
+        "text",
+        "id",
+        checkpoint=tmp_path / "4",
+        **mini,
+    )
+    frame.lazy().openai_batch.complete("text", "id", checkpoint=tmp_path / "5", **mini)
+    asyncio.run(bf.acomplete(frame, "text", "id", checkpoint=tmp_path / "6", **mini))
+
+    specs = [json.loads((tmp_path / str(n) / "spec.json").read_bytes()) for n in range(1, 7)]
+    assert [spec["params"]["top_k"] for spec in specs] == [40] * 6
+    # An estimate knows that it is paid.
+    found = bf.estimate(frame, "text", "id", checkpoint=tmp_path / "3", **mini)
+    assert (found.n_requests, found.n_paid) == (0, 1)
 
 
 # --- Parameters -----------------------------------------------------------------------------------

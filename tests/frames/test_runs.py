@@ -6,6 +6,7 @@ The server's clock stands still until a test moves it: what is live stays live.
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -484,7 +485,7 @@ def test_a_limit_of_cost_holds_for_who_opens_the_run(checkpoint, opened):
                 client=client,
                 checkpoint=checkpoint,
                 max_completion_tokens=1_000,
-                max_cost_usd=0.001,
+                max_cost_usd=np.float64(0.001),
                 **keywords,
             ).wait()
         assert server.billed().requests == 3

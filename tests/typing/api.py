@@ -61,6 +61,9 @@ def every_keyword_has_its_type(df: pl.DataFrame, client: openai.OpenAI) -> None:
         progress=False,
         details=True,
         client=client,
+        on_error="raise",
+        max_error_ratio=0.1,
+        extra_body={"top_k": 40},
         temperature=0,
         seed=42,
     )
