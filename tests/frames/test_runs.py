@@ -424,7 +424,10 @@ def test_a_call_whose_run_is_cancelled_elsewhere_says_so(keywords, still, moving
     def cancel_it():
         while still.calls().get("batches.create", 0) < 2:
             pass
-        opened().cancel()
+        run = opened()
+        while run.status().batches != {"waiting": 3, "validating": 2}:
+            pass
+        run.cancel()
         moving.__enter__()
 
     with ThreadPoolExecutor(1) as pool:
@@ -466,7 +469,7 @@ def test_who_waits_for_a_run_that_is_detached_is_told(keywords):
         asyncio.run(detached())
 
 
-def test_a_limit_of_cost_holds_for_who_opens_the_run(checkpoint, opened):
+def test_a_limit_of_cost_holds_for_who_opens_the_run(checkpoint, clock, moving):
     def dear(body):
         choice = {"index": 0, "finish_reason": "length", "message": {"content": "x"}}
         usage = {"prompt_tokens": 10, "completion_tokens": 1_000, "total_tokens": 1_010}
@@ -474,28 +477,30 @@ def test_a_limit_of_cost_holds_for_who_opens_the_run(checkpoint, opened):
 
     # At most a little more than 0.0003 dollars a row (1,000 x 0.30 a million): three have room.
     keywords = {"limits": bf.Limits(max_requests=1), "poll_interval": 0.01, "progress": False}
-    with LocalServer(CallableModel(dear), stage_seconds=0) as server:
+    with LocalServer(CallableModel(dear), clock=clock, stage_seconds=600) as server:
         client = server.client()
-        with pytest.raises(bf.BudgetExceededError):
-            bf.submit(
-                pl.DataFrame(data()),
-                "prompt",
-                "id",
-                model="gpt-4o-mini",
-                client=client,
-                checkpoint=checkpoint,
-                max_completion_tokens=1_000,
-                max_cost_usd=np.float64(0.001),
-                **keywords,
-            ).wait()
-        assert server.billed().requests == 3
+        run = bf.submit(
+            pl.DataFrame(data()),
+            "prompt",
+            "id",
+            model="gpt-4o-mini",
+            client=client,
+            checkpoint=checkpoint,
+            max_completion_tokens=1_000,
+            max_cost_usd=np.float64(0.001),
+            **keywords,
+        )
+        with moving:
+            with pytest.raises(bf.BudgetExceededError):
+                run.wait()
+            assert server.billed().requests == 3
 
-        with pytest.raises(bf.BudgetExceededError):
-            bf.open_run(checkpoint, client=client, **keywords).wait()
-        assert server.billed().requests == 3
+            with pytest.raises(bf.BudgetExceededError):
+                bf.open_run(checkpoint, client=client, **keywords).wait()
+            assert server.billed().requests == 3
 
-        bf.open_run(checkpoint, client=client, max_cost_usd=1, **keywords).wait()
-        assert server.billed().requests == 10
+            bf.open_run(checkpoint, client=client, max_cost_usd=1, **keywords).wait()
+            assert server.billed().requests == 10
 
 
 def test_a_limit_of_cost_that_cannot_be_read_leaves_the_run_to_others(opened, keywords, checkpoint):
