@@ -28,7 +28,7 @@ def run(*arguments, cwd):
         env=ENVIRONMENT,
         capture_output=True,
         encoding="utf-8",
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -83,7 +83,7 @@ def test_serve_answers_and_stops_cleanly(number, tmp_path):
         process.send_signal(number)
         # Not communicate(), which does not see what was read ahead with the first line.
         out, err = process.stdout.read(), process.stderr.read()
-        process.wait(timeout=30)
+        process.wait(timeout=300)
     assert f"export OPENAI_BASE_URL={base_url}\n" in out
     assert "export OPENAI_API_KEY=anything\n" in out
     assert out.endswith("Ctrl-C stops.\nStopped.\n")
@@ -100,7 +100,7 @@ def test_serve_finds_its_directory_again(tmp_path):
             assert len(list(client.files.list())) == listed
             client.files.create(file=("rows.jsonl", b"{}"), purpose="batch")
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=300) == 0
 
 
 def test_a_port_in_use_is_one_line(tmp_path):

@@ -59,7 +59,7 @@ def python(tmp_path):
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=300,
         )
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout.strip()

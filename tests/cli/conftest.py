@@ -16,7 +16,7 @@ from batchframe.emulator import JumpClock, LocalServer
 
 ROOT = Path(__file__).parents[2]
 #: How long a process may take before it counts as hanging, in seconds.
-PATIENCE = 120
+PATIENCE = 300
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.cli.conftest import PATIENCE
+
 ASKED = ["--prompt-col", "prompt", "--id-col", "id", "--model", "gpt-4o-mini", "--checkpoint", "ck"]
 NEW = (
     "completion,completion_status,completion_error,completion_input_tokens,"
@@ -35,7 +37,7 @@ def test_a_csv_of_ten_thousand_rows_goes_through_a_pipe_and_comes_out_as_it_was(
         cwd=tmp_path,
         env=terminal.environment,
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -18,6 +18,7 @@ from batchframe.clock import SystemClock
 from batchframe.core.batches import Live
 from batchframe.emulator import LocalServer
 from batchframe.storage import Storage
+from tests.cli.conftest import PATIENCE
 
 ASKED = ["--prompt-col", "prompt", "--id-col", "id", "--model", "gpt-4o-mini", "--checkpoint", "ck"]
 SMALL = ["--batch-size", "10", "--max-live", "2", "--poll-interval", "0.02"]
@@ -189,7 +190,7 @@ def test_a_busy_checkpoint_has_a_code_of_its_own_and_ctrl_c_another(terminal, tm
             purged = terminal.run("purge", "ck", "--yes", "--force")
             status = terminal.run("status", "ck", "--json")
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=PATIENCE)
         created = server.calls()["batches.create"]
 
     assert [again.returncode, waited.returncode, purged.returncode] == [Exit.BUSY] * 3
@@ -419,7 +420,7 @@ def test_whoever_stops_reading_is_no_traceback(terminal, tmp_path):
     with terminal.start("complete", "in.csv", "-", "--to", "csv", *ASKED) as process:
         process.stdout.close()
         err = process.stderr.read()
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE)
 
     assert process.returncode == Exit.ERROR
     assert err == b"batchframe: whoever read the output stopped reading.\n"
@@ -439,7 +440,7 @@ def test_the_scheduler_example_submits_in_one_process_and_collects_in_another(
             cwd=tmp_path,
             env=terminal.environment,
             capture_output=True,
-            timeout=120,
+            timeout=PATIENCE,
             check=False,
         )
 

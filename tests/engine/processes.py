@@ -24,7 +24,7 @@ from typing import Any, Self
 
 ROOT = Path(__file__).parents[2]
 #: How long to wait for news of a process before it counts as hanging, in seconds.
-_PATIENCE = 60.0
+PATIENCE = 300.0
 
 #: What a call says: base_url, checkpoint, name, n_rows; and maybe reconcile_seconds, lock (False
 #: bypasses it), runs (how often the same call is made), and `at`, an operation such as
@@ -47,7 +47,7 @@ class Child:
     reports: list[dict[str, Any]] = field(default_factory=list)
     has_ended: bool = False
 
-    def has_news(self, seconds: float = _PATIENCE) -> bool:
+    def has_news(self, seconds: float = PATIENCE) -> bool:
         """Wait for a report, or for its end."""
         return bool(select.select([self._pipe], [], [], seconds)[0])
 
@@ -113,7 +113,7 @@ class Nursery:
         for child in self._children:
             child.close()
         self._socket.close()
-        self._process.wait(_PATIENCE)
+        self._process.wait(PATIENCE)
 
     def start(self, **call: Any) -> Child:
         """Fork a child that makes a call."""

@@ -167,7 +167,7 @@ class WrongClock:
     def __init__(self, clock: JumpClock, error: float) -> None:
         self._clock = clock
         self._error = error
-        self.monotonic, self.wait = clock.monotonic, clock.wait
+        self.monotonic, self.wait, self.pause = clock.monotonic, clock.wait, clock.pause
 
     def now(self) -> float:
         return self._clock.now() + self._error

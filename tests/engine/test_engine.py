@@ -393,7 +393,7 @@ def test_no_thread_of_the_engine_outlives_its_work(run, server):
 
     for thread in threading.enumerate():
         if thread.name.startswith("batchframe"):
-            thread.join(5)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -542,7 +542,7 @@ def alive_threads() -> list[threading.Thread]:
     """The engine's threads that are left once they had the time to end."""
     threads = [thread for thread in threading.enumerate() if "batchframe" in thread.name]
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     return [thread for thread in threads if thread.is_alive()]
 
 
@@ -801,7 +801,7 @@ class LooksAway(Storage):
 
 
 def until_collected(path: Path, number: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         checkpoint = Checkpoint._open.get(path.resolve())
         shard = checkpoint and checkpoint.shards.get(number)
@@ -817,7 +817,7 @@ def test_a_batch_that_is_collected_while_another_run_plans_is_not_sent_again(run
     def answer(body):
         text = body["messages"][-1]["content"]
         if text == "second":
-            assert go_on.wait(20)
+            assert go_on.wait(120)
         return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
 
     rows: dict[int, str | None] = {1: "first", 2: "second"}
@@ -836,7 +836,7 @@ def test_a_batch_that_is_collected_while_another_run_plans_is_not_sent_again(run
         until_collected(tmp_path / "checkpoint", 0)
         late.start()
         for thread in (early, late):
-            thread.join(30)
+            thread.join(120)
 
         assert [completions(results) for results in found] == [["first", "second"]] * 2
         assert server.calls()["batches.create"] == 2

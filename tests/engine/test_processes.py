@@ -33,7 +33,7 @@ from batchframe.core.batches import Collected, Dropped, ShardFrozen, State, adva
 from batchframe.emulator import Echo, Fault, LocalServer
 from batchframe.ledger import Ledger
 from batchframe.storage import Storage
-from tests.engine.processes import ROOT, Child, Nursery, prompts_of
+from tests.engine.processes import PATIENCE, ROOT, Child, Nursery, prompts_of
 
 if sys.platform == "win32":
     pytest.skip("signals and fork are POSIX", allow_module_level=True)
@@ -68,7 +68,7 @@ class Gate:
 
     def answer(self, body: dict[str, Any], endpoint: str) -> tuple[int, dict[str, Any]]:
         self.asked.set()
-        assert self._opened.wait(60)
+        assert self._opened.wait(PATIENCE)
         return self._echo.answer(body, endpoint)
 
 
@@ -270,7 +270,7 @@ def test_of_two_processes_one_works_and_the_other_is_told_who(nursery, server, g
 
 def test_a_second_process_is_told_the_pid_and_the_host_of_the_first(nursery, server, gate, call):
     first = nursery.start(**call)
-    assert gate.asked.wait(60)
+    assert gate.asked.wait(PATIENCE)
 
     refusal = nursery.start(**call).outcome()
     gate.open()
@@ -352,10 +352,10 @@ def test_ctrl_c_leaves_the_batches_running_and_says_how_to_resume(
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert gate.asked.wait(60)
+    assert gate.asked.wait(PATIENCE)
     for _ in range(times):
         process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE)
 
     assert process.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in stderr
@@ -408,7 +408,7 @@ def test_a_killed_process_leaves_the_checkpoint_though_its_forked_child_lives(
 ):
     parent = nursery.start(**call, at="after Provider.create", do="fork idle")
     grandchildren.append(parent.wait_for("forked")["forked"])
-    assert gate.asked.wait(60)
+    assert gate.asked.wait(PATIENCE)
     parent.send(signal.SIGKILL)
     parent.outcome()
     gate.open()
