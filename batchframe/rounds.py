@@ -792,6 +792,7 @@ class Rounds:
         # A shard under way counts on where it was made: a process that begins every ten minutes
         # must come to an end of rows that fail each time.
         self._rounds.setdefault(number, self.checkpoint.shards[number].frozen.round)
+        self.budget.expect(number)
         job = self.engine.watch(self, self.checkpoint, number, self.submission)
         if job not in self.jobs:
             self.jobs.append(job)

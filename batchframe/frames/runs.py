@@ -277,12 +277,12 @@ class Run:
             except (Unavailable, ProviderError) as reason:
                 refusals.append((batch.batch_id, reason))
         if refusals:
-            (batch_id, reason), *others = refusals
+            (batch_id, why), *others = refusals
             more = f" (and {len(others)} more)" if others else ""
             raise ProviderError(
-                f"The batch {batch_id}{more} could not be cancelled now: {reason} Nothing more is "
+                f"The batch {batch_id}{more} could not be cancelled now: {why} Nothing more is "
                 "sent; cancel again, or wait(), which asks until it is answered."
-            ) from reason
+            ) from why
 
     def detach(self) -> bool:
         """Stop working on the run in this process; its batches go on, and `wait` takes it up.
