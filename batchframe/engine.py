@@ -1067,7 +1067,7 @@ def repair(checkpoint: Checkpoint, clock: Clock) -> None:
             continue
         try:
             checkpoint.results_of(number)
-        except CheckpointCorruptError as damage:
+        except CheckpointCorruptError:
             digests = state.results.downloads
             try:
                 for kind in ("output", "error"):
@@ -1076,10 +1076,10 @@ def repair(checkpoint: Checkpoint, clock: Clock) -> None:
                 at = state.batch.created_at or clock.now()
                 table, _ = _read_downloads(checkpoint, number, state.batch, digests, at)
                 checkpoint.write_results(number, table)
-                _log.warning("%s They were made anew from the downloads.", damage)
+                _log.warning("The damaged results of shard %s were made anew.", number)
             except CheckpointCorruptError as worse:
                 checkpoint.commit(number, ResultsLost())
-                _log.warning("%s %s They are fetched again.", damage, worse)
+                _log.warning("The damaged results of shard %s are fetched again: %s", number, worse)
 
 
 def _check_download(checkpoint: Checkpoint, number: int, kind: DownloadKind, expected: str) -> None:
