@@ -1,11 +1,13 @@
 """What a call's rows have cost and may still cost, and whether `max_cost_usd` has room for more.
 
 The bound is hard: a shard is sent only if all that is spent, all that is live and the shard itself,
-each at the most that it can cost, stay within it. What the rows of the frame cost in earlier calls
-counts as well, so that the same call again does not spend the same sum again.
+each at the most that it can cost, stay within it. So does an answer that came back and whose cost
+nobody knows. What the rows of the frame cost in earlier calls counts as well, so that the same call
+again does not spend the same sum again.
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -69,8 +71,8 @@ class Budget:
     _before: float = 0.0
     #: What each shard has cost that was collected since.
     _spent: dict[int, float] = field(default_factory=dict)
-    #: The most that each shard can cost.
-    _most: dict[int, float] = field(default_factory=dict)
+    #: The most that each request of a shard can cost, and all of them together.
+    _most: dict[int, tuple[pa.DoubleArray, float]] = field(default_factory=dict)
 
     def open(
         self, keys: pa.FixedSizeBinaryArray, new: Rows, row_keys: RowKeys, positions: pa.Array
@@ -109,10 +111,20 @@ class Budget:
         live = (job.number for job in jobs if job.number not in self._spent)
         return self._total() + sum(map(self._most_of, live)) + self._most_of(number) <= self.limit
 
+    def expect(self, number: int) -> None:
+        """Take note of the most that a shard can cost, as long as its requests are there."""
+        if self.limit is not None:
+            with suppress(CheckpointCorruptError):  # what is sent already is collected all the same
+                self._most_of(number)
+
     def spend(self, number: int, results: pa.Table) -> None:
         """Take note of what a shard has cost."""
         if self.limit is not None:
-            self._spent[number] = pc.sum(results["cost_usd"]).as_py() or 0.0
+            cost = results["cost_usd"].combine_chunks()
+            if cost.null_count:
+                self._most_of(number)
+                cost = pc.coalesce(cost, self._most[number][0])
+            self._spent[number] = pc.sum(cost).as_py() or 0.0
 
     def exceeded(self, number: int, n_rows: int) -> BudgetExceededError:
         """The error for a shard that has no room, when nothing is live any more."""
@@ -133,15 +145,14 @@ class Budget:
         return self._before + sum(self._spent.values())
 
     def _most_of(self, number: int) -> float:
-        most = self._most.get(number)
-        if most is None:
+        if number not in self._most:
             try:
                 most = most_usd(self.checkpoint, number, prices=self.prices, now=self.clock.now())
             except CheckpointCorruptError:
                 # Collected in this moment: its input is gone, and what it has cost is known.
                 if not isinstance(self.checkpoint.shards[number].state, Collected):
                     raise
-                results = self.checkpoint.results_of(number)
-                most = pc.sum(results["cost_usd"]).as_py() or 0.0
-            self._most[number] = most
-        return most
+                most = self.checkpoint.results_of(number, ("cost_usd",))["cost_usd"]
+                most = most.combine_chunks()
+            self._most[number] = most, pc.sum(most).as_py() or 0.0
+        return self._most[number][1]

@@ -765,13 +765,18 @@ class Checkpoint:
                 compression="zstd",
                 compression_level=1,
                 use_dictionary=[name for name in table.column_names if name not in _UNIQUE],
+                write_page_checksum=True,
             )
 
     def _read_table(
         self, path: Path, schema: pa.Schema, columns: Sequence[str] | None = None
     ) -> pa.Table:
         try:
-            with self._storage.open(path) as file, pq.ParquetFile(file) as parquet:
+            # Checked, or a text with a byte that was changed on the disk would be an answer.
+            with (
+                self._storage.open(path) as file,
+                pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+            ):
                 fits = parquet.schema_arrow.equals(schema)
                 table = parquet.read(columns, use_threads=False) if fits else None
         except (OSError, pa.ArrowException) as error:
@@ -816,7 +821,13 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
             f"{path} cannot be read now: {error}. Nothing is lost. Mend the cause and run the same "
             "call again; if it stays so, delete that one file: it is made anew."
         )
-    return CheckpointCorruptError(f"{path} cannot be read: {error}.")
+    way_out = (
+        " Delete that one file and run the same call again: it is made anew from the downloads, "
+        "and nothing is paid again."
+        if path.parent.name == "results"
+        else ""
+    )
+    return CheckpointCorruptError(f"{path} cannot be read: {error}.{way_out}")
 
 
 def _forget_the_parents() -> None:

@@ -102,6 +102,8 @@ _MANY_LIVE = 5
 _LOOKS = 10.0
 #: Files of a shard that the provider may lose before a person has to look.
 _LOST_FILES = 3
+#: Ends after which a batch that has done rows has a file of them (OpenAI, Batch guide, 2026-08).
+_WITH_FILES = frozenset({BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 #: Delays between searches for a batch whose create got no answer, in seconds; the last repeats.
 _SEARCH_DELAYS = (0.0, 15.0, 30.0)
 #: Failed tries after which a service that never answered at all is taken for the wrong address.
@@ -157,6 +159,8 @@ class Job:
     refusals: list[str] = field(default_factory=list)
     #: Uploaded files that the provider did not know afterwards.
     lost_files: int = 0
+    #: When its batch was first seen to have ended and to name no result file.
+    nameless_since: float | None = None
     #: A listing says that its batch ended: the batch itself is asked, before that is believed.
     is_doubtful: bool = False
     #: Its batch is too far down the listings: it is asked by itself, at its own pace.
@@ -785,6 +789,7 @@ def _reconcile(job: Job, submission: Submission, search: Reconcile, clock: Clock
             if not extra.status.is_final:
                 with suppress(ProviderError):  # it has ended in this moment
                     provider.cancel(extra.batch_id)
+        _check_named(job, submission, found[0], clock)
         job.checkpoint.commit(job.number, found[0])
         return _AT_ONCE
     now = clock.monotonic()
@@ -912,12 +917,28 @@ def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> _Nex
         if clock.now() - made < submission.limits.reconcile_seconds:
             raise Unavailable(f"the provider does not know the batch {batch_id} yet") from error
         raise
+    _check_named(job, submission, seen, clock)
     job.is_doubtful = False
     if seen.status.is_final:
         job.checkpoint.commit(job.number, seen)
         return _AT_ONCE
     job.checkpoint.observe(job.number, seen)
     return poll_delay(age, submission.poll_interval), ""
+
+
+def _check_named(job: Job, submission: Submission, seen: BatchSeen, clock: Clock) -> None:
+    """Raise Unavailable for a batch that has done rows, has ended, and names no file of theirs yet.
+
+    To believe it would take what is paid for as missing, or send it again as expired.
+    """
+    has_files = seen.output_file_id is not None or seen.error_file_id is not None
+    if has_files or not seen.n_done or seen.status not in _WITH_FILES:
+        return
+    now = clock.monotonic()
+    if job.nameless_since is None:
+        job.nameless_since = now
+    if now - job.nameless_since < submission.limits.reconcile_seconds:
+        raise Unavailable(f"the batch {seen.batch_id} has ended and names no result file yet")
 
 
 def _collect(
@@ -1046,7 +1067,7 @@ def repair(checkpoint: Checkpoint, clock: Clock) -> None:
             continue
         try:
             checkpoint.results_of(number)
-        except CheckpointCorruptError as damage:
+        except CheckpointCorruptError:
             digests = state.results.downloads
             try:
                 for kind in ("output", "error"):
@@ -1055,10 +1076,10 @@ def repair(checkpoint: Checkpoint, clock: Clock) -> None:
                 at = state.batch.created_at or clock.now()
                 table, _ = _read_downloads(checkpoint, number, state.batch, digests, at)
                 checkpoint.write_results(number, table)
-                _log.warning("%s They were made anew from the downloads.", damage)
+                _log.warning("The damaged results of shard %s were made anew.", number)
             except CheckpointCorruptError as worse:
                 checkpoint.commit(number, ResultsLost())
-                _log.warning("%s %s They are fetched again.", damage, worse)
+                _log.warning("The damaged results of shard %s are fetched again: %s", number, worse)
 
 
 def _check_download(checkpoint: Checkpoint, number: int, kind: DownloadKind, expected: str) -> None:

@@ -158,8 +158,10 @@ class _Line(msgspec.Struct):
 _LINE = msgspec.json.Decoder(_Line)
 
 
-def most_usd(checkpoint: Checkpoint, number: int, *, prices: Prices | None, now: float) -> float:
-    """The most that a shard can cost, in US dollars; infinity where that is not known.
+def most_usd(
+    checkpoint: Checkpoint, number: int, *, prices: Prices | None, now: float
+) -> pa.DoubleArray:
+    """The most that each request of a shard can cost, in US dollars; infinity where nobody knows.
 
     Tokens of prompts are bounded by their bytes, those of answers by the limit of each request.
     """
@@ -169,15 +171,13 @@ def most_usd(checkpoint: Checkpoint, number: int, *, prices: Prices | None, now:
             body = _LINE.decode(line).body
             fields = msgspec.structs.asdict(body)
             limit = answer_limit(fields, checkpoint.spec.endpoint)
-            if limit is None:
-                return math.inf
-            inputs.append(math.ceil(len(line) / FEWEST_BYTES))
+            inputs.append(None if limit is None else math.ceil(len(line) / FEWEST_BYTES))
             outputs.append(limit)
             models.append(body.model)
     table = usage_table(inputs, outputs, models)
     at = datetime.fromtimestamp(now, UTC)
     cost = cost_usd(table, model=checkpoint.model_of(number), at=at, prices=prices)
-    return math.inf if cost.null_count else float(pc.sum(cost).as_py())
+    return pc.fill_null(cost, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

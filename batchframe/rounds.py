@@ -357,6 +357,8 @@ class Rounds:
     _held: list[int] = field(default_factory=list)
     #: Earlier calls had too many failures already.
     _was_exceeded: bool = False
+    #: How many rows of each shard are in the windows that were planned.
+    _n_seen: dict[int, int] = field(default_factory=dict)
     #: Keys of rows that are to be sent again, by the shard that has their lines.
     _again: dict[int, pa.FixedSizeBinaryArray] = field(default_factory=dict)
     #: The shards that were made by this call: each row is in one window, and so in none of them.
@@ -598,7 +600,14 @@ class Rounds:
         for number, shard in list(self.checkpoint.shards.items()):
             if isinstance(shard.state, Dropped) or number in self._read | self._made:
                 continue
+            if self._n_seen.get(number) == shard.frozen.n_requests:
+                continue  # all of its rows are in earlier windows
+            if not pc.any(wanted, min_count=0).as_py():
+                break
             ours = pc.is_in(self.keys, value_set=self.checkpoint.row_keys(number))
+            if not self.options.dedupe:
+                n_ours = pc.sum(ours).as_py() or 0
+                self._n_seen[number] = self._n_seen.get(number, 0) + n_ours
             n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
             if not n_wanted or not self._is_worth_it(number, n_wanted):
                 continue
@@ -842,6 +851,7 @@ class Rounds:
         # A shard under way counts on where it was made: a process that begins every ten minutes
         # must come to an end of rows that fail each time.
         self._rounds.setdefault(number, self.checkpoint.shards[number].frozen.round)
+        self.budget.expect(number)
         job = self.engine.watch(self, self.checkpoint, number, self.submission)
         if job not in self.jobs:
             self.jobs.append(job)

@@ -10,7 +10,9 @@ handle goes on from there. It sends nothing by itself that was not asked for: `s
 
 import asyncio
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -99,6 +101,7 @@ class Run:
         self._there: Checkpoint | None = None
         self._looking = threading.Lock()
         self._sums = Sums()
+        _handles.add(self)
         if rounds is not None:
             self._work_on(rounds)
 
@@ -279,12 +282,12 @@ class Run:
             except (Unavailable, ProviderError) as reason:
                 refusals.append((batch.batch_id, reason))
         if refusals:
-            (batch_id, first), *others = refusals
+            (batch_id, why), *others = refusals
             more = f" (and {len(others)} more)" if others else ""
             raise ProviderError(
-                f"The batch {batch_id}{more} could not be cancelled now: {first} Nothing more is "
+                f"The batch {batch_id}{more} could not be cancelled now: {why} Nothing more is "
                 "sent; cancel again, or wait(), which asks until it is answered."
-            ) from first
+            ) from why
 
     def detach(self) -> bool:
         """Stop working on the run in this process; its batches go on, and `wait` takes it up.
@@ -312,17 +315,34 @@ class Run:
         ).start()
 
     def _work(self, rounds: Rounds) -> None:
+        is_left = False
         try:
             rounds.work()
         except Left:
-            self._rounds, self._is_left = None, True
+            is_left = True
         except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait
             self._error = error
         finally:
-            if self._finish is not None and self._keys is None:
-                self._keys = rounds.keys
-            self._ended.set()
+            with self._starting:  # or another thread's work would be taken for the one that ends
+                self._keep_keys(rounds)
+                if is_left:
+                    self._rounds, self._is_left = None, True
+                self._ended.set()
             rounds.submitted.set()  # as far as it ever will be
+
+    def _keep_keys(self, rounds: Rounds) -> None:
+        if self._finish is not None and self._keys is None:
+            self._keys = rounds.keys
+
+    def _begin_anew(self) -> None:
+        """In a forked child, which has neither the thread nor the checkpoint of its parent."""
+        if self._is_working and self._rounds is not None:
+            self._keep_keys(self._rounds)
+            self._rounds = None
+        is_ended, self._ended = self._ended.is_set(), threading.Event()
+        if is_ended:
+            self._ended.set()
+        self._starting, self._looking = threading.Lock(), threading.Lock()
 
     def _start(self) -> None:
         """Have a thread work on it, if there is something to do and none does."""
@@ -419,6 +439,19 @@ class Run:
         models = unpriced_models(results, checkpoint.spec.model, prices)
         warn_of_unknown_prices(models, PRICES_WAY_OUT)
         return self._finish(results, positions, status)
+
+
+#: All handles of this process.
+_handles: "weakref.WeakSet[Run]" = weakref.WeakSet()
+
+
+def _forget_the_parents() -> None:
+    for run in _handles:
+        run._begin_anew()  # noqa: SLF001 - of this module
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parents)
 
 
 def _is_settled(checkpoint: "Checkpoint") -> bool:

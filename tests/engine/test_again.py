@@ -6,13 +6,14 @@ import pyarrow as pa
 import pytest
 
 import batchframe as bf
+from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider
 from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, LocalServer
 from batchframe.engine import Submission
-from batchframe.rounds import Options, rounds_of_checkpoint, run_rows
+from batchframe.rounds import Options, rounds_of_checkpoint, run_rows, run_windows
 from batchframe.storage import Storage
 
 
@@ -175,3 +176,32 @@ def test_to_send_rows_of_many_shards_again_reads_each_shard_a_few_times(call, cl
         n_shards = server.calls()["batches.create"]
         assert n_shards == 40
         assert disk.n_opened <= 6 * n_shards
+
+
+def test_to_resume_many_windows_reads_each_shard_a_few_times(call, clock, engine, tmp_path):
+    disk, path = Counting(), tmp_path / "checkpoint"
+    one_by_one = Limits(max_requests=1, max_live_batches=1)
+    with LocalServer(clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS, limits=one_by_one, timeout=30)
+        provider = Provider(server.client())
+        spec = Spec(model="gpt-4o", account=provider.account)
+        shared = Checkpoint.open(path, spec, disk, clock)
+        rows = Rows(ids=pa.array(range(20)), prompts=pa.array(QUESTIONS))
+
+        run_windows(
+            lambda: (rows.take(pa.array([row])) for row in range(20)),
+            spec,
+            Submission(
+                provider=provider, limits=one_by_one, completion_window="24h", poll_interval=None
+            ),
+            path,
+            options=Options(progress=False),
+            engine=engine,
+        )
+
+        shared.close()
+        assert set(server.executions().values()) == {1}
+        # Each once for its own window, and at most once more for the one before; and when it is
+        # collected.
+        assert disk.n_opened <= 5 * 20

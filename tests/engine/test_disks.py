@@ -12,10 +12,12 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import batchframe as bf
@@ -297,3 +299,41 @@ def test_a_full_disk_ends_the_run_and_when_there_is_room_the_same_call_finishes_
 
     assert_answered(run(path, Storage(), n_rows), path, n_rows, f"{kilobytes} kB")
     assert Counter(server.executions().values()) == {1: n_rows}
+
+
+def with_another_answer(data: bytes) -> bytes:
+    """Results with one bit changed, so that another answer is read where nobody checks."""
+    whole = pq.read_table(pa.BufferReader(data))["completion"]
+    group = pq.ParquetFile(pa.BufferReader(data)).metadata.row_group(0)
+    columns = [group.column(place) for place in range(group.num_columns)]
+    [column] = [one for one in columns if one.path_in_schema == "completion"]
+    for place in range(column.data_page_offset, len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        with suppress(OSError, pa.ArrowException):
+            if pq.read_table(pa.BufferReader(bytes(changed)))["completion"] != whole:
+                return bytes(changed)
+    raise AssertionError("no bit makes another answer")
+
+
+def test_an_answer_that_was_changed_on_the_disk_is_no_answer(tmp_path):
+    path = tmp_path / "checkpoint"
+    frame = pa.table({"id": range(20), "prompt": [f"question {row}" for row in range(20)]})
+    with LocalServer(stage_seconds=0) as server:
+        keywords = {
+            "model": "gpt-4o-mini",
+            "checkpoint": path,
+            "client": server.client(),
+            "poll_interval": 0.01,
+            "progress": False,
+        }
+        whole = bf.complete(frame, "prompt", "id", **keywords)
+        results = path / "results" / "00000.parquet"
+        results.write_bytes(with_another_answer(results.read_bytes()))
+
+        with pytest.raises(bf.CheckpointCorruptError, match="Delete that one file and run the"):
+            bf.complete(frame, "prompt", "id", **keywords)
+        results.unlink()
+
+        assert bf.complete(frame, "prompt", "id", **keywords).equals(whole)
+        assert server.calls()["batches.create"] == 1

@@ -8,9 +8,12 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 
 import batchframe as bf
+from batchframe.client import Provider
+from batchframe.core.batches import BatchSeen
 from batchframe.emulator import Fault, JumpClock, LocalServer
 
 DAY = 86_400.0
@@ -270,3 +273,38 @@ def test_a_run_that_stops_counts_as_unsent_what_was_not_sent(run):
         unsent = re.search(r"(\d) rows? w\w+ not sent", str(caught.value))
         assert unsent is not None
         assert int(unsent[1]) + refusing.calls()["batches.create"] == 9
+
+
+class NamesFilesLate(Provider):
+    """A service that says that a batch has ended a few looks before it names its files."""
+
+    looks = 3
+
+    def retrieve(self, batch_id: str) -> BatchSeen:
+        seen = super().retrieve(batch_id)
+        if seen.status.is_final and self.looks:
+            self.looks -= 1
+            return msgspec.structs.replace(seen, output_file_id=None, error_file_id=None)
+        return seen
+
+
+@pytest.mark.parametrize("how", [{"stage_seconds": 60}, {"row_seconds": 5 * 3600}])
+def test_a_batch_that_names_its_files_late_loses_nothing_and_pays_nothing_twice(
+    run, clock, monkeypatch, how
+):
+    monkeypatch.setattr("tests.engine.conftest.Provider", NamesFilesLate)
+    with LocalServer(clock=clock, **how) as server:
+        results = run(server, rows_of(5))
+
+        assert completions(results) == answers_to(rows_of(5))
+        assert set(server.executions().values()) == {1}
+
+
+def test_a_batch_that_never_names_its_files_has_rows_that_are_missing(run, clock, monkeypatch):
+    monkeypatch.setattr("tests.engine.conftest.Provider", NamesFilesLate)
+    monkeypatch.setattr(NamesFilesLate, "looks", 1_000)
+    with LocalServer(clock=clock) as server:
+        results = run(server, rows_of(2))
+
+        assert [result["status"] for result in results] == ["missing"] * 2
+        assert server.calls()["batches.create"] == 1

@@ -261,6 +261,22 @@ def test_no_batch_is_sent_that_could_exceed_the_limit(frames, on_server, complet
     assert total == pytest.approx(10 * (10 * IN + 1000 * OUT))
 
 
+def test_answers_whose_cost_nobody_knows_count_at_the_most_that_they_can_cost(complete):
+    frame = pl.DataFrame({"id": range(10), "prompt": [f"row {row}" for row in range(10)]})
+    with LocalServer(answering(10, 1000), stage_seconds=0) as server:
+        # The provider bills them, and says nothing of them.
+        server.inject(Fault("output", "drop-line", times=None))
+        with pytest.raises(bf.BudgetExceededError, match="6 rows were not sent"):
+            complete(
+                frame,
+                client=server.client(),
+                max_cost_usd=0.00125,
+                max_completion_tokens=1000,
+                limits=bf.Limits(max_requests=1),
+            )
+        assert server.billed().requests == 4
+
+
 def test_what_costs_less_than_it_could_leaves_room_for_more(complete):
     frame = pl.DataFrame({"id": range(10), "prompt": [f"row {row}" for row in range(10)]})
     with LocalServer(answering(10, 1), stage_seconds=0) as server:

@@ -4,6 +4,10 @@ The server's clock stands still until a test moves it: what is live stays live.
 """
 
 import asyncio
+import os
+import select
+import signal
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -512,3 +516,29 @@ def test_a_limit_of_cost_that_cannot_be_read_leaves_the_run_to_others(opened, ke
         opened().wait()
 
     assert not Checkpoint.read(checkpoint, Storage(), SystemClock()).is_at_work()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_does_not_wait_for_a_thread_of_its_parent(keywords, moving):
+    run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside other threads
+        child = os.fork()
+    if child == 0:
+        try:
+            run.wait()
+        except bf.CheckpointBusyError as error:
+            os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    is_told = bool(select.select([reader], [], [], 30)[0])
+    told = os.read(reader, 1000) if is_told else b""
+    os.close(reader)
+    if not is_told:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    assert f"is in use by process {os.getpid()}".encode() in told
+    with moving:
+        assert run.result()["completion"].to_list() == ANSWERS
