@@ -108,18 +108,11 @@ def _gate(store: Store, script: Script, hang_up: Hangup, operation: Operation) -
 
 async def _performed(store: Store, request: Request, operation: Operation) -> Response:
     body = _Body(request, operation.max_bytes)
-    if body.announced > operation.max_bytes:
-        await body.drain()
-        raise body.refusal
     try:
         return await operation.perform(store, Request(request.scope, body.receive))
-    except MultiPartException:
-        raise body.refusal from None
-    except HTTPException as error:
-        # What starlette makes of a form that it cannot read.
-        if body.is_too_large:
-            raise body.refusal from None
-        raise Refusal(error.status_code, str(error.detail)) from None
+    except (MultiPartException, HTTPException) as error:
+        # The body's own refusal, or what starlette makes of a form that it cannot read.
+        raise (body.refusal or Refusal(400, getattr(error, "detail", str(error)))) from None
 
 
 class _Body:
@@ -129,31 +122,31 @@ class _Body:
         self._receive = request.receive
         self._limit = limit
         self._n_bytes = 0
-        #: Size that the request says it has, in bytes; 0 when it does not say.
-        self.announced = int(request.headers.get("content-length", 0))
-        self.is_too_large = False
-        self.refusal = Refusal(413, f"Maximum content size limit ({limit}) exceeded.")
+        #: Why it cannot be had, if it cannot.
+        self.refusal: Refusal | None = None
 
     async def receive(self) -> Message:
-        """Receive the next piece. Raises MultiPartException where the body is too large."""
+        """Receive the next piece. Sets the refusal, and raises, where there is none to be had.
+
+        It is MultiPartException that is raised, the one after which starlette closes its files.
+        """
         message = await self._receive()
         self._n_bytes += len(message.get("body", b""))
-        if self._n_bytes > self._limit:
-            self.is_too_large = True
-            if message.get("more_body"):
-                await self.drain()
-            # Of all errors the one after which starlette closes its temporary files.
-            raise MultiPartException("too large")
-        return message
+        if message["type"] == "http.disconnect":  # nobody will see this
+            self.refusal = Refusal(400, "The connection was closed.")
+        elif self._n_bytes > self._limit:
+            await self._drain(message)
+            self.refusal = Refusal(413, f"Maximum content size limit ({self._limit}) exceeded.")
+        else:
+            return message
+        raise MultiPartException(str(self.refusal))
 
-    async def drain(self) -> None:
-        """Read the rest, up to a limit, and keep nothing of it."""
+    async def _drain(self, message: Message) -> None:
+        """Read what follows the piece, up to a limit, and keep nothing of it."""
         drained = 0
-        while drained <= _DRAINED_BYTES:
+        while message.get("more_body") and drained <= _DRAINED_BYTES:
             message = await self._receive()
             drained += len(message.get("body", b""))
-            if not message.get("more_body"):
-                return
 
 
 def _refused(_request: Request, refusal: Exception) -> Response:

@@ -1,5 +1,7 @@
 """Who is let in, how much they may send, and what is never kept."""
 
+import socket
+
 import httpx2
 import openai
 import pytest
@@ -91,6 +93,23 @@ def test_a_form_above_its_size_is_refused_and_nothing_is_kept(serve, tmp_path):
     headers = {"content-type": request.headers["content-type"]}
     assert bench.raw("POST", path, content=unannounced, headers=headers).status_code == 413
     assert list((tmp_path / "parts").iterdir()) == []
+
+
+def test_a_client_that_goes_away_in_the_middle_of_a_body_leaves_nothing(serve, tmp_path, capfd):
+    bench = serve(directory=tmp_path)
+    head = (
+        b"POST /v1/files HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer x\r\n"
+        b"content-type: multipart/form-data; boundary=x\r\ncontent-length: 9999\r\n\r\n"
+        b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\nhalf'
+    )
+    with socket.create_connection(bench.server._socket.getsockname()) as connection:
+        connection.sendall(head)
+    bench.raw("GET", "/batches")  # comes in after it
+    bench.server.stop()  # waits for the calls that are under way
+
+    assert {call.path: call.status for call in bench.server.log()}["/v1/files"] == 400
+    assert list((tmp_path / "files").iterdir()) == []
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,14 @@ def test_what_does_not_add_up_is_refused_and_can_be_completed_afterwards(bench, 
     assert _complete(bench, upload, half, rest).status == "completed"
 
 
+def test_a_part_cannot_be_used_twice(bench, begin, refused):
+    upload = begin(6)
+    part = _part(bench, upload, b"{}\n")
+
+    complete = bench.client.uploads.complete
+    assert refused(complete, upload.id, part_ids=[part.id] * 2) == (400, None, "part_ids")
+
+
 def test_the_parts_of_a_batch_are_checked_like_a_file(serve, refused):
     bench = serve(max_file_bytes=100)
     for content, name in ((b"not json\n", "a.jsonl"), (b"{}\n", "a.txt"), (b"x" * 101, "a.jsonl")):
