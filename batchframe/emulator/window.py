@@ -96,7 +96,7 @@ class Window:
     def _fill(self, ask: Ask) -> None:
         """Begin what is due, give up what is over, and wait if there is neither.
 
-        The one thread holds no other work while it waits here for the lock.
+        With nothing under way, the event loop may stand still until a record changes.
         """
         with self._archive.changed:
             now = self._settle()
@@ -127,6 +127,8 @@ class Window:
                 with self._archive.changed:
                     self._rows.keep(batch, request, answer)
             except OSError:
+                if self._closing:  # the next server asks for it again
+                    return
                 _LOGGER.exception("An answer cannot be written; trying again")
                 await asyncio.sleep(_DISK_SECONDS)
             else:

@@ -16,12 +16,13 @@ PLUGIN = "batchframe.emulator.pytest_plugin"
 def run(pytester, monkeypatch):
     """Run the tests of a text; they must leave no warning."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
     def run(text, *options):
         pytester.makepyfile(text)
         pytester.makeini("[pytest]\nfilterwarnings = error\naddopts = --strict-markers")
-        return pytester.runpytest_subprocess("-p", "no:batchframe", "-p", PLUGIN, *options)
+        return pytester.runpytest_subprocess("-p", PLUGIN, *options)
 
     return run
 

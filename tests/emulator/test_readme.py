@@ -27,7 +27,8 @@ def test_its_first_block_starts_a_server(tmp_path, monkeypatch):
 
 def test_its_test_passes(pytester, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makepyfile(BLOCKS[1])
     plugin = "batchframe.emulator.pytest_plugin"
-    outcome = pytester.runpytest_subprocess("-p", "no:batchframe", "-p", plugin)
+    outcome = pytester.runpytest_subprocess("-p", plugin)
     outcome.assert_outcomes(passed=1)

@@ -257,11 +257,12 @@ def test_rows_that_nobody_answered_expire_with_their_batch(serve, away):
 
 
 def test_a_cancelled_batch_gives_up_its_rows_and_their_places(stub, front):
-    gate = threading.Event()
+    gate, ended_late = threading.Event(), []
 
     def reply(_path, body):
         if body["messages"][0]["content"] == "prompt 1":
             gate.wait(30)
+            ended_late.append(body)
         return 200, answer(body)
 
     upstream = stub(reply)
@@ -279,6 +280,7 @@ def test_a_cancelled_batch_gives_up_its_rows_and_their_places(stub, front):
     ]
     # The upstream still works on row-1, and nobody waits for it.
     assert ended(bench, bench.submit(bench.line("next"))).request_counts.completed == 1
+    assert ended_late == []
     gate.set()
 
 
