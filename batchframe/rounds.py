@@ -812,7 +812,8 @@ class Rounds:
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
-        if self.tolerance.is_exceeded():
+        # All rows are written down first: whoever takes up the run without its frame goes on.
+        if self.tolerance.is_exceeded() and not self._n_unfrozen:
             self._stop_if_more_is_to_be_sent()
         # Another run that plans may drop what nobody watches yet.
         with self.checkpoint.planning if self._held else nullcontext():
@@ -826,7 +827,8 @@ class Rounds:
                     break
         if self.left.is_set():
             return
-        if self._held and all(job.number in self._looked_at for job in self.jobs):
+        is_idle = all(job.number in self._looked_at for job in self.jobs)
+        if self._held and is_idle and not self._n_unfrozen:
             raise self.budget.exceeded(self._held[0], self._n_unsent())
 
     def _has_place(self) -> bool:
