@@ -27,11 +27,11 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, Literal, Self, get_args
 
 import msgspec
 import pyarrow as pa
@@ -85,6 +85,8 @@ _SHARD_SCHEMA = pa.schema(
         pa.field("n_tokens", pa.int64(), nullable=False),
     ]
 )
+#: The columns of results that tell which rows may be tried again.
+_FOR_TRIES = ("row_key", "status", "error_code", "http_status")
 #: Columns whose values are all different: a dictionary of them costs time and space.
 _UNIQUE = frozenset({"row_key", "id", "body_digest", "request_id"})
 #: The directories of a checkpoint.
@@ -240,8 +242,9 @@ class Checkpoint:
         except OSError:
             return False
         try:
-            # Given free at once, by closing.
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # Given free at once, and not only by closing: a forked child may hold a copy.
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         except BlockingIOError:
             return True
         except OSError:  # a file system without locks
@@ -286,9 +289,9 @@ class Checkpoint:
             model=requests.model,
         )
         columns = [
-            pa.array(requests.row_keys, pa.binary(16)),
+            _keys(requests.row_keys),
             pa.array(requests.ids, pa.string()),
-            pa.array(requests.body_digests, pa.binary(16)),
+            _keys(requests.body_digests),
             pa.array(requests.n_tokens, pa.int64()),
         ]
         self._write_table(
@@ -318,6 +321,11 @@ class Checkpoint:
         try:
             return self._storage.open(self.input_path(number))
         except FileNotFoundError:
+            # Another process has sent it, and removed it, where the log goes on without us.
+            with self._commits:
+                is_overtaken = self._commit_path(self._n_commits).exists()
+            if is_overtaken:
+                raise self._overtaken() from None
             raise CheckpointCorruptError(
                 f"The input file of shard {number} is gone from {self.path}."
             ) from None
@@ -342,22 +350,59 @@ class Checkpoint:
         model = self.shards[number].frozen.model
         return Requests(model, row_keys, ids, digests, lines, n_tokens)
 
-    def to_send_again(self, number: int) -> pa.FixedSizeBinaryArray:
-        """The keys of a shard's rows that may be tried again and that no later shard holds."""
-        match self.shards[number].state:
-            case Collected():
-                results = self.results_of(number)
-                keys = results.filter(unfinished(results))["row_key"]
-            case Dropped(is_unwanted=False):
-                keys = self.requests(number)["row_key"]
-            case _:
-                keys = pa.chunked_array([], pa.binary(16))
-        left = keys.combine_chunks()
-        for later, shard in sorted(self.shards.items()):
-            if later > number and len(left) and not isinstance(shard.state, Dropped):
-                held = pc.is_in(left, value_set=self.requests(later)["row_key"].combine_chunks())
-                left = left.filter(pc.invert(held))
-        return left
+    def row_keys(self, number: int) -> pa.FixedSizeBinaryArray:
+        """The row keys of a shard's lines, in its order."""
+        return self.requests(number, ("row_key",))["row_key"].combine_chunks()
+
+    def to_send_again(self) -> dict[int, pa.FixedSizeBinaryArray]:
+        """By shard, keys of rows that may be tried again: their lines are here, and nowhere later.
+
+        A shard that has none is left out.
+        """
+        found: dict[int, pa.FixedSizeBinaryArray] = {}
+        for number in self.inputs():
+            match self.shards[number].state:
+                case Collected():
+                    results = self.results_of(number, _FOR_TRIES)
+                    found[number] = results.filter(unfinished(results))["row_key"].combine_chunks()
+                case Dropped(is_unwanted=False):
+                    found[number] = self.row_keys(number)
+                case _:
+                    pass
+        newer = self.newer(found)
+        left = {number: keys.filter(newer[number].is_null()) for number, keys in found.items()}
+        return {number: keys for number, keys in left.items() if len(keys)}
+
+    def newer(self, keys: Mapping[int, pa.FixedSizeBinaryArray]) -> dict[int, pa.Int64Array]:
+        """The last shard that holds each row key of these, by shard; null where no later one does.
+
+        All of them are looked up together, and each shard is read once.
+        """
+        asked = pa.concat_arrays([pa.array([], pa.binary(16)), *keys.values()])
+        later = [
+            number
+            for number, shard in sorted(list(self.shards.items()))  # noqa: C414 - a copy, first
+            if len(asked) and number > min(keys) and not isinstance(shard.state, Dropped)
+        ]
+        held = [self.row_keys(number) for number in later]
+        owners = [
+            pa.repeat(pa.scalar(number, pa.int64()), len(there))
+            for number, there in zip(later, held, strict=True)
+        ]
+        places = pa.table(
+            [pa.chunked_array(held, pa.binary(16)), pa.chunked_array(owners, pa.int64())],
+            names=["key", "owner"],
+        )
+        places = places.filter(pc.is_in(places["key"], value_set=asked))
+        last = places.group_by("key").aggregate([("owner", "max")])
+        owner = last["owner_max"].combine_chunks()
+        owner = owner.take(pc.index_in(asked, value_set=last["key"].combine_chunks()))
+        found, start = {}, 0
+        for number, asked_of_it in keys.items():
+            mine = owner.slice(start, len(asked_of_it))
+            found[number] = pc.if_else(pc.greater(mine, number), mine, None)
+            start += len(asked_of_it)
+        return found
 
     def inputs(self) -> list[int]:
         """The shards whose input files are here, in order."""
@@ -369,9 +414,10 @@ class Checkpoint:
         """Remove the input files that nothing will be sent from."""
         # What cannot be read or removed now stays, and is looked at the next time.
         with contextlib.suppress(OSError, CheckpointError):
+            again = self.to_send_again()
             for number in self.inputs():
                 state = self.shards[number].state
-                if isinstance(state, Collected | Dropped) and not len(self.to_send_again(number)):
+                if isinstance(state, Collected | Dropped) and number not in again:
                     self._storage.remove(self.input_path(number))
 
     # The log
@@ -401,14 +447,17 @@ class Checkpoint:
                 # Our own commit, which failed after it had its name: the next opening reads it.
                 raise self._failure
             if not is_ours:
-                raise CheckpointBusyError(
-                    f"Another process works on {self.path} and has overtaken this one, which stops "
-                    "here. Nothing is lost: run the same call again when the other has ended."
-                )
+                raise self._overtaken()
             self._n_commits += 1
             self._last_hash = sha256(data).hexdigest()
             self._apply(number, state, event)
             return state
+
+    def _overtaken(self) -> CheckpointBusyError:
+        return CheckpointBusyError(
+            f"Another process works on {self.path} and has overtaken this one, which stops here. "
+            "Nothing is lost: run the same call again when the other has ended."
+        )
 
     def observe(self, number: int, seen: BatchSeen) -> None:
         """Take note of a live batch's progress, which the log does not keep."""
@@ -459,17 +508,20 @@ class Checkpoint:
         self.commit(number, ShardDropped(is_unwanted=is_unwanted))
 
     def store_results(self, number: int, table: pa.Table, committed: ResultsCommitted) -> None:
-        """Write a shard's results, read them back, and commit them."""
+        """Write a shard's results, read their keys back, and commit them."""
         self.write_results(number, table)
         self.commit(number, committed)
         if not pc.any(unfinished(table)).as_py():
             self._storage.remove(self.input_path(number))
 
     def write_results(self, number: int, table: pa.Table) -> None:
-        """Write a shard's results and read them back."""
+        """Write a shard's results and read their keys back."""
         path = self._results_path(number)
         self._write_table(path, table)
-        if self._read_table(path, RESULT_SCHEMA).num_rows != table.num_rows:
+        # One column stands for all: a file whose end is there was written whole, and what is
+        # damaged later is made anew from the downloads.
+        there = self._read_table(path, RESULT_SCHEMA, ("row_key",))["row_key"]
+        if not there.equals(table["row_key"]):
             raise CheckpointCorruptError(f"{path} does not read back as it was written.")
 
     def results_of(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -688,6 +740,8 @@ class Checkpoint:
                     f"{self.path} is in use by {holder}. Nothing was sent. Wait for it to end, or "
                     "give this call a checkpoint= of its own."
                 ) from None
+            except OSError:  # a file system without locks: the log alone protects
+                break
         file.truncate(0)
         file.seek(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -696,7 +750,8 @@ class Checkpoint:
         if self._lock_file is not None:
             if fcntl is not None:
                 # Unlocked, and not only closed: a forked child may hold a copy of the file.
-                fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(self._lock_file, fcntl.LOCK_UN)
             self._lock_file.close()
             self._lock_file = None
 
@@ -787,7 +842,7 @@ def remove_checkpoint(path: Path) -> None:
     """
     if path.is_symlink() or not (path / "spec.json").is_file():
         raise CheckpointError(f"{path} is no checkpoint; nothing was removed.")
-    ours = {*_PARTS, "spec.json", "lock", "cancelled"}
+    ours = {*_PARTS, "spec.json", "lock", "cancelled", *get_args(LimitName)}
     foreign = sorted(
         entry.name
         for entry in path.iterdir()
@@ -806,6 +861,12 @@ def remove_checkpoint(path: Path) -> None:
 def _sealed(payload: bytes) -> bytes:
     """A commit as it stands in its file: one line of JSON, and one with the JSON's SHA-256."""
     return payload + b"\n" + sha256(payload).hexdigest().encode() + b"\n"
+
+
+def _keys(keys: Sequence[bytes]) -> pa.FixedSizeBinaryArray:
+    """Row keys or digests as a column, without looking at one by one."""
+    data = pa.py_buffer(b"".join(keys))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, data])
 
 
 class _KeptOpen:

@@ -28,6 +28,10 @@ class Clock(Protocol):
         """
         ...
 
+    def pause(self, seconds: float) -> None:
+        """Leave the machine to other threads for so long; a clock for tests need not."""
+        ...
+
 
 class SystemClock:
     """The machine's clock."""
@@ -46,3 +50,6 @@ class SystemClock:
         idle: bool = False,  # noqa: ARG002 - real time passes by itself
     ) -> None:
         condition.wait(seconds)
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)

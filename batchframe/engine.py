@@ -368,7 +368,7 @@ class Engine:
             look()
             if left <= 0 or (settled and jobs == before):
                 return settled
-            time.sleep(min(_LOOKS * (time.perf_counter() - began), 0.2))
+            self.clock.pause(min(_LOOKS * (time.perf_counter() - began), 0.2))
 
     # The control thread
 
@@ -716,10 +716,17 @@ def _create(job: Job, submission: Submission, around: _Around, file_id: str, clo
             return poll_delay(0.0, submission.poll_interval), ""
         case CreateRefused():
             checkpoint.commit(job.number, outcome)
-            turned_away = None
-            if outcome.code == "token_limit_exceeded":
-                turned_away = _turned_away(job, submission, around, file_id, [outcome.message])
-            return turned_away or _refused(job, submission, outcome, clock)
+            if outcome.code != "token_limit_exceeded":
+                return _refused(job, submission, outcome, clock)
+            turned_away = _turned_away(job, submission, around, file_id, [outcome.message])
+            if turned_away is None:
+                raise ProviderError(
+                    f"One row by itself was refused {_LONELY_TRIES + 1} times: {outcome.code}, "
+                    f"{outcome.message!r}. Nothing was billed. Either it is longer than the queue, "
+                    "and must be shortened, or others fill the queue: then run the same call "
+                    "again later."
+                )
+            return turned_away
         case None:
             _log.warning("shard %s: the create got no answer; looking for its batch", job.number)
             job.searches, job.searched_since = 0, None

@@ -153,8 +153,10 @@ class Ledger:
             return
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # a file system without locks, or of another's
-                # The directory itself, so that nothing is left in it; closing gives it free.
+                # The directory itself, so that nothing is left in it.
                 descriptor = os.open(self._root, os.O_RDONLY)
                 stack.callback(os.close, descriptor)
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Unlocked, and not only closed: a forked child may hold a copy.
+                stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
             yield

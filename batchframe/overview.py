@@ -367,7 +367,7 @@ def _tried_before(checkpoint: Checkpoint, number: int, before: Sequence[pa.Table
     earlier = pa.concat_tables(before) if before else _OPEN.empty_table()
     if not earlier.num_rows:
         return _Again(len(before), pa.array([], pa.binary(16)), {})
-    keys = keys_of(checkpoint.requests(number))
+    keys = checkpoint.row_keys(number)
     # The last of them counts: what came before it was superseded already.
     ours = latest(earlier.filter(pc.is_in(earlier["row_key"], value_set=keys)))
     return _Again(len(before), keys_of(ours), _counted(ours["status"]))

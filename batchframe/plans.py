@@ -70,7 +70,7 @@ def equal_keys(
     keys: RowKeys,
     checkpoint: Checkpoint,
     settled: pa.FixedSizeBinaryArray,
-    watched: Collection[int] = (),
+    under_way: Collection[int] = (),
 ) -> pa.FixedSizeBinaryArray:
     """The key of the request that answers each row, where equal ones are sent once.
 
@@ -78,14 +78,14 @@ def equal_keys(
         keys: All rows.
         checkpoint: What is known of others.
         settled: The keys of results that are not tried again.
-        watched: Shards that were not sent yet, and that somebody is about to send.
+        under_way: Shards that somebody is about to send, or whose results are not in `settled` yet.
     """
     known = []
     for number, shard in checkpoint.shards.items():
         if isinstance(shard.state, Dropped):
             continue
-        requests = checkpoint.requests(number).select(["row_key", "body_digest"])
-        if not isinstance(shard.state, _SENT) and number not in watched:
+        requests = checkpoint.requests(number, ("row_key", "body_digest"))
+        if not isinstance(shard.state, _SENT) and number not in under_way:
             # Of a shard that nobody sends, any row may still go into another.
             requests = requests.filter(pc.is_in(keys_of(requests), value_set=settled))
         known.append(requests)
@@ -104,15 +104,17 @@ def check_types_of_ids(
     new = rows.take(positions)
     other, has_other = _as_other_type(new.ids)
     chosen = pc.indices_nonzero(has_other)
+    if not len(chosen):
+        return
     others = new.take(chosen)
     ids = others.ids
     keys = row_keys(replace(others, ids=other.take(chosen)), checkpoint.spec).keys
     sent = [
-        checkpoint.requests(number)["row_key"]
+        checkpoint.row_keys(number)
         for number in numbers
         if not isinstance(checkpoint.shards[number].state, Dropped)
     ]
-    known = pa.chunked_array([chunk for keys in sent for chunk in keys.chunks], keys.type)
+    known = pa.chunked_array(sent, keys.type)
     found = pc.indices_nonzero(pc.is_in(keys, value_set=known))
     if len(found):
         shown = ", ".join(repr(ids[row].as_py()) for row in found[:_SHOWN].to_pylist())
@@ -275,7 +277,7 @@ def _standing(
         results = latest(checkpoint.results(FOR_PLANS))
         settled = settled_keys(results, retry_failed=retry_failed)
         under_way = [
-            keys_of(checkpoint.requests(number))
+            checkpoint.row_keys(number)
             for number, shard in checkpoint.shards.items()
             if isinstance(shard.state, _SENT)
         ]
@@ -303,8 +305,8 @@ def _known(checkpoint: Checkpoint) -> Known:
     """What the usage of all tries in a checkpoint teaches."""
     n_input = n_guessed = n_output = n_answers = 0
     for number in checkpoint.collected():
-        usage = checkpoint.results_of(number).select(["input_tokens", "output_tokens"])
-        guessed = checkpoint.requests(number)["n_tokens"]
+        usage = checkpoint.results_of(number, ("input_tokens", "output_tokens"))
+        guessed = checkpoint.requests(number, ("n_tokens",))["n_tokens"]
         has_usage = pc.and_(pc.is_valid(usage["input_tokens"]), pc.is_valid(usage["output_tokens"]))
         n_input += pc.sum(usage["input_tokens"].filter(has_usage)).as_py() or 0
         n_guessed += pc.sum(guessed.filter(has_usage)).as_py() or 0

@@ -215,10 +215,14 @@ def rounds_of_checkpoint(
     """
     engine = engine or default_engine()
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    if options.max_cost_usd is None:
-        options = replace(options, max_cost_usd=checkpoint.limit("max_cost_usd"))
-    if options.max_error_ratio is None:
-        options = replace(options, max_error_ratio=checkpoint.limit("max_error_ratio"))
+    try:
+        if options.max_cost_usd is None:
+            options = replace(options, max_cost_usd=checkpoint.limit("max_cost_usd"))
+        if options.max_error_ratio is None:
+            options = replace(options, max_error_ratio=checkpoint.limit("max_error_ratio"))
+    except BaseException:
+        checkpoint.close()
+        raise
     return Rounds(None, None, checkpoint, submission, options, engine)
 
 
@@ -418,7 +422,7 @@ class Rounds:
             del rows
         seconds = max(0.0, started + seconds - self.engine.clock.monotonic())
         if not self.engine.wait(self.jobs, seconds=seconds, look=self._watch_over):
-            self.engine.release(self)
+            self._leave()
             raise RunTimeoutError(
                 f"The batches were not done after {self.options.timeout} seconds. "
                 f"{self.how_to_resume()}"
@@ -428,24 +432,21 @@ class Rounds:
         """Wait for all shards of the checkpoint, and send again what may be."""
         checkpoint = self.checkpoint
         with checkpoint.planning:
-            self._made.update(checkpoint.shards)
+            # First of all: what another run collects from now on is watched like what is live.
+            states = {number: shard.state for number, shard in list(checkpoint.shards.items())}
+            self._made.update(states)
             self.budget.resume()
-            before = checkpoint.collected()
-            inputs = set(checkpoint.inputs())
-            for number, shard in list(checkpoint.shards.items()):
-                if isinstance(shard.state, Collected) and not self._is_proven:
+            self._again.update(checkpoint.to_send_again())
+            for number, state in states.items():
+                if isinstance(state, Collected) and not self._is_proven:
                     status = checkpoint.results_of(number, ("status",))["status"]
                     self._is_proven = pc.any(pc.equal(status, Status.OK)).as_py() or False
-                if isinstance(shard.state, Collected | Dropped):
-                    keys = checkpoint.to_send_again(number) if number in inputs else ()
-                    if len(keys):
-                        self._again[number] = keys
-                elif isinstance(shard.state, Planned | Uploading | Uploaded):
+                if isinstance(state, Planned | Uploading | Uploaded):
                     self._held.append(number)
-                else:
+                elif not isinstance(state, Collected | Dropped):
                     self._watch(number)
             if self.tolerance.ratio is not None:
-                self._count_all(before)
+                self._count_all([n for n, at in states.items() if isinstance(at, Collected)])
 
     def _count_all(self, collected: Sequence[int]) -> None:
         """Take note of all rows of the checkpoint, and of the results of collected shards."""
@@ -520,7 +521,7 @@ class Rounds:
             if self._is_new():
                 self._send_all()
                 return
-            rest, unsent = self._take_up(self._wanted())
+            rest, unsent = self._rest()
             self._count_settled()
             self._warn_of_deletion(job.number for job in self.jobs)
             is_own = pc.equal(self.keys, self.own_keys)
@@ -537,6 +538,18 @@ class Rounds:
         is_empty = self.checkpoint.shards.keys() <= self._made
         return is_empty and self.row_keys is None and not self.options.dedupe
 
+    def _rest(self) -> tuple[pa.BooleanArray, pa.BooleanArray]:
+        """Take up what there is; returns what `_take_up` does."""
+        while True:
+            rest, unsent = self._take_up(self._wanted())
+            if not self.options.dedupe:
+                return rest, unsent
+            to_send = pc.and_(rest, pc.equal(self.keys, self.own_keys))
+            answered = pc.is_in(self.keys.filter(rest), value_set=self.keys.filter(to_send))
+            # An equal request that was given up since it was found answers nobody: look again.
+            if pc.all(answered, min_count=0).as_py():
+                return rest, unsent
+
     def _wanted(self) -> pa.BooleanArray:
         """The rows that have no result which stands; takes up what answers each row."""
         checkpoint = self.checkpoint
@@ -548,10 +561,18 @@ class Rounds:
         settled = self._read_results()
         self.keys = self.own_keys
         if self.row_keys is not None and self.options.dedupe:
-            watched = [
-                number for number in checkpoint.shards if self.engine.is_watched(checkpoint, number)
+            # What was read says by itself whether it answers; of what another run collects in this
+            # moment, it is not known yet.
+            under_way = [
+                number
+                for number, shard in list(checkpoint.shards.items())
+                if number not in self._read
+                and (
+                    self.engine.is_watched(checkpoint, number)
+                    or isinstance(shard.state, Creating | Live | Ended | Collected)
+                )
             ]
-            self.keys = equal_keys(self.row_keys, checkpoint, settled, watched)
+            self.keys = equal_keys(self.row_keys, checkpoint, settled, under_way)
         is_settled = pc.is_in(self.keys, value_set=settled)
         return pc.and_(pc.is_valid(self.keys), pc.invert(is_settled))
 
@@ -576,7 +597,7 @@ class Rounds:
         for number, shard in list(self.checkpoint.shards.items()):
             if isinstance(shard.state, Dropped) or number in self._read | self._made:
                 continue
-            ours = pc.is_in(self.keys, value_set=keys_of(self.checkpoint.requests(number)))
+            ours = pc.is_in(self.keys, value_set=self.checkpoint.row_keys(number))
             n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
             if not n_wanted or not self._is_worth_it(number, n_wanted):
                 continue
@@ -642,7 +663,7 @@ class Rounds:
         checkpoint = self.checkpoint
         with checkpoint.planning:
             again, self._again = self._again, {}
-            left = {number: self._without_newer(number, keys) for number, keys in again.items()}
+            left = self._without_newer(again)
             by_round: dict[int, list[int]] = {}
             for number in sorted(left, key=checkpoint.model_of):
                 if len(left[number]):
@@ -656,23 +677,22 @@ class Rounds:
                 models = dict.fromkeys(map(checkpoint.model_of, numbers), lambda: None)
                 self._cut(lines, self._limits(models), round_=round_)
 
-    def _without_newer(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
+    def _without_newer(
+        self, again: Mapping[int, pa.FixedSizeBinaryArray]
+    ) -> dict[int, pa.FixedSizeBinaryArray]:
         """The keys that no later shard holds; those that hold some are waited for."""
-        for newer, shard in list(self.checkpoint.shards.items()):
-            if newer <= number or isinstance(shard.state, Dropped):
-                continue
-            there = pc.is_in(keys, value_set=keys_of(self.checkpoint.requests(newer)))
-            if pc.any(there).as_py():
-                # Whoever made it counts its rows' tries from where they stand here.
-                round_ = self._rounds.get(number, 0)
-                round_ += isinstance(self.checkpoint.shards[number].state, Collected)
-                self._rounds.setdefault(newer, round_)
-                if not _is_unsent(shard.state):
-                    self._watch(newer)
-                elif newer not in self._held:
-                    self._held.append(newer)
-                keys = keys.filter(pc.invert(there))
-        return keys
+        found = self.checkpoint.newer(again)
+        for number, newer in found.items():
+            # Whoever made it counts its rows' tries from where they stand here.
+            round_ = self._rounds.get(number, 0)
+            round_ += isinstance(self.checkpoint.shards[number].state, Collected)
+            for there in newer.unique().drop_null().to_pylist():
+                self._rounds.setdefault(there, round_)
+                if not _is_unsent(self.checkpoint.shards[there].state):
+                    self._watch(there)
+                elif there not in self._held:
+                    self._held.append(there)
+        return {number: keys.filter(found[number].is_null()) for number, keys in again.items()}
 
     def _limits(self, counts: Mapping[str, Callable[[], float | None]]) -> Limits:
         """The user's limits, and what was learned of the queues; `counts` as for `Engine.room`."""
@@ -698,6 +718,16 @@ class Rounds:
         """Look, and send again what is to be sent again."""
         if self.checkpoint.is_cancelled():
             self._cancel()
+        self._take_note()
+        if self.left.is_set() and not self._is_done():
+            self._leave()
+            if not self._is_done():
+                raise Left
+        if not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
+            self.submitted.set()
+
+    def _take_note(self) -> None:
+        """Take note of what came back, and send again what is to be sent again."""
         self._look()
         for job in [job for job in self.jobs if isinstance(job.state, Dropped)]:
             self.jobs.remove(job)
@@ -706,11 +736,16 @@ class Rounds:
         if self._again and (self.left.is_set() or not is_waiting):
             # Also where another process is to send it: so that it counts on from this round.
             self._send_again()
-        # Asked after all that it holds back: what is left then is left to another process.
-        if self.left.is_set() and (self._held or not all(job.is_settled for job in self.jobs)):
-            raise Left
-        if not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
-            self.submitted.set()
+
+    def _is_done(self) -> bool:
+        return not self._held and all(job.is_settled for job in self.jobs)
+
+    def _leave(self) -> None:
+        """Leave what there is to do to another process, which counts its tries on from here."""
+        self.left.set()
+        # A step that ends by this may bring results: they are taken note of as well.
+        self.engine.release(self)
+        self._take_note()
 
     def _cancel(self) -> None:
         """Send nothing more, and ask for live batches to be cancelled."""
@@ -750,18 +785,20 @@ class Rounds:
 
     def _lose(self, number: int) -> None:
         """Take note that a shard with rows of ours was dropped, before it was sent."""
-        self._again[number] = self._ours(number, keys_of(self.checkpoint.requests(number)))
+        self._again[number] = self._ours(number, self.checkpoint.row_keys(number))
 
     def _keys_in(self, numbers: Iterable[int]) -> pa.FixedSizeBinaryArray:
         """The keys of all requests of these shards."""
-        keys = [keys_of(self.checkpoint.requests(number)) for number in numbers]
+        keys = [self.checkpoint.row_keys(number) for number in numbers]
         return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
 
     def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
         """Those of a shard's keys that name rows of this call."""
-        if number in self._made:
+        if number in self._made or not len(keys):
             return keys
-        ours = pa.concat_arrays([self.keys, *self.keys_of_windows])
+        ours = pa.chunked_array([self.keys, *self.keys_of_windows])
+        # Those of a shard are few: all others are not made a set of for each shard.
+        ours = ours.filter(pc.is_in(ours, value_set=keys)).combine_chunks()
         return keys.filter(pc.is_in(keys, value_set=ours))
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -203,7 +203,12 @@ def runs(
     """
     from batchframe.frames.runs import runs as found_in
 
-    found = [run.status() for run in found_in(directory)]
+    found = []
+    for run in found_in(directory):
+        try:
+            found.append(run.status())
+        except CheckpointError as error:
+            say(f"{run.path} is left out: {error}")
     if as_json:
         show_json([_status_fields(one) for one in found])
     elif found:
@@ -283,28 +288,26 @@ def purge(
 
     with suppress(KeyError):
         directory = directory.expanduser()
-    try:
-        spec = Checkpoint.read(directory, Storage(), SystemClock()).spec
-        # Opened, so that no other process begins to work on it meanwhile.
-        held = Checkpoint.open(directory, spec, Storage(), SystemClock())
-    except CheckpointCorruptError:
-        if not force:
-            raise
-        _ask(f"Remove {directory}, which is broken?", yes=yes)
-        remove_checkpoint(directory)
-        return
-    try:
-        there = status_of(held, now=SystemClock().now())
-        lost = _lost(there)
-        if not there.is_done and not force:
-            raise CheckpointError(
-                f"{directory} is not done: {lost}. Nothing was removed. First collect it "
-                f"(batchframe wait {directory}), or give it up with --force."
-            )
+    with ExitStack() as stack:
+        try:
+            spec = Checkpoint.read(directory, Storage(), SystemClock()).spec
+            # Opened, so that no other process begins to work on it meanwhile.
+            held = Checkpoint.open(directory, spec, Storage(), SystemClock())
+            stack.callback(held.close)
+            there = status_of(held, now=SystemClock().now())
+        except CheckpointCorruptError:
+            if not force:
+                raise
+            lost = "it is broken"
+        else:
+            lost = _lost(there)
+            if not there.is_done and not force:
+                raise CheckpointError(
+                    f"{directory} is not done: {lost}. Nothing was removed. First collect it "
+                    f"(batchframe wait {directory}), or give it up with --force."
+                )
         _ask(f"Remove {directory}: {lost}?", yes=yes)
         remove_checkpoint(directory)
-    finally:
-        held.close()
     say(f"{directory} is removed.")
 
 

@@ -6,14 +6,14 @@ The invariant: rows are joined by position and by nothing else, so that an entry
 lost nor doubled. All types are declared, so that a column without a single value keeps its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.results import Status
+from batchframe.core.results import Status, take
 
 __all__ = ["Form", "column_names", "result_columns"]
 
@@ -92,24 +92,21 @@ def result_columns(
     skipped = pc.and_(no_result, skipped)
 
     columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "": _take(results["completion"], positions),
+        "": take(results["completion"], positions),
         "_status": pc.if_else(
             no_result,
             pc.if_else(skipped, Status.SKIPPED, pa.scalar(unanswered, pa.string())),
-            _take(results["status"], positions),
+            take(results["status"], positions),
         ),
-        "_error": _take(_errors(results), positions),
+        "_error": take(_errors(results), positions),
         "_cost_usd": pc.if_else(
-            pc.or_(skipped, _repeated(positions)), 0.0, results["cost_usd"].take(positions)
+            pc.or_(skipped, _repeated(positions)), 0.0, take(results["cost_usd"], positions)
         ),
     }
     types = _types(details=details)
-    for suffix, type_ in types.items():
+    for suffix in types:
         if suffix not in columns:
-            column = results[suffix.removeprefix("_")]
-            columns[suffix] = (
-                _take(column, positions) if type_ == pa.string() else column.take(positions)
-            )
+            columns[suffix] = take(results[suffix.removeprefix("_")], positions)
     if values is not None:
         text = {"_text": columns[""]} if form is not None and form.with_text else {}
         taken = values.take(positions)
@@ -157,26 +154,3 @@ def _repeated(positions: pa.Int64Array) -> pa.BooleanArray:
     highest = pc.cumulative_max(codes)
     before = pa.concat_arrays([pa.array([-1], pa.int64()), highest])[:-1]
     return pc.and_(pc.is_valid(positions), pc.less_equal(codes, before))
-
-
-def _take(text: pa.ChunkedArray, positions: pa.Int64Array) -> pa.ChunkedArray:
-    if positions.equals(pa.arange(0, len(text))):  # as they stand, which is usual and needs no copy
-        return text
-    # Arrow's strings count their bytes in 32 bits, and `take` fails above 2 GiB in all, wherever
-    # the chunks are cut. The frame's text may be more: then it goes by 64 bits, and back in pieces.
-    try:
-        return text.take(positions)
-    except pa.ArrowInvalid:
-        wide = text.cast(pa.large_string()).combine_chunks()
-        return pa.chunked_array(_pieces(wide, positions), pa.string())
-
-
-def _pieces(wide: pa.LargeStringArray, positions: pa.Int64Array) -> Iterator[pa.StringArray]:
-    try:
-        yield wide.take(positions).cast(pa.string())
-    except pa.ArrowInvalid:
-        if len(positions) < 2:
-            raise
-        half = len(positions) // 2
-        yield from _pieces(wide, positions[:half])
-        yield from _pieces(wide, positions[half:])

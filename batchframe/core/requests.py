@@ -209,7 +209,7 @@ class _Renderer:
         """The bodies of rows without fields of their own; None where there is no prompt."""
         before, after, encode = self._text_prefix, self._text_suffix, self._encode
         return [
-            before + encode(prompt) + after
+            b"".join((before, encode(prompt), after))
             if isinstance(prompt, str)
             else (None if prompt is None else self.body(prompt, None))
             for prompt in prompts
@@ -433,8 +433,10 @@ class _Chunk:
 
     def guessed_tokens(self, bodies: Iterable[bytes]) -> list[int]:
         """Tokens that a request with each body probably has."""
-        bare = self.bare_bytes
-        return [max(0, len(body) - bare) // _BYTES_PER_TOKEN + _TOKENS_AROUND for body in bodies]
+        # At least 1: the shortest list of messages, [{"role":1}], and the shortest model's name are
+        # together 19 bytes shorter than what is taken away here.
+        more = _TOKENS_AROUND * _BYTES_PER_TOKEN - self.bare_bytes
+        return [(size + more) // _BYTES_PER_TOKEN for size in map(len, bodies)]
 
 
 def _chunks(rows: Rows, spec: Spec) -> Iterator[_Chunk]:

@@ -20,6 +20,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 from msgspec import inspect as shapes
 
 from batchframe.core.batches import BatchError
@@ -34,6 +35,7 @@ __all__ = [
     "answer_bodies",
     "collect_results",
     "split_lines",
+    "take",
     "whole_lines",
 ]
 
@@ -399,7 +401,9 @@ def _interpret(line: _Line) -> tuple[str | None, _Result]:
     if body.usage is not None:
         _read_usage(body.usage, result)
 
-    error = _error(body.error) or _error(line.error)
+    # Asked first, because this is the rule, a hundred million times.
+    has_error = body.error is not None or line.error is not None
+    error = (_error(body.error) or _error(line.error)) if has_error else None
     refused = http is not None and not 200 <= http < 300
     if error is not None or refused:
         # Observed: a 4xx with `error: null` and no body, and an error object inside a 200.
@@ -583,33 +587,46 @@ def collect_results(
     Raises:
         ValueError: The batch has not ended.
     """
-    position = {key.hex(): i for i, key in enumerate(row_keys)}
-    found: list[_Result | None] = [None] * len(row_keys)
-    n_duplicate = n_foreign = n_unreadable = 0
-    for custom_id, result in chain.from_iterable(map(_read_block, blocks)):
-        if custom_id is None:
-            n_unreadable += 1
-            continue
-        i = position.get(custom_id)
-        if i is None:
-            n_foreign += 1
-            continue
-        earlier = found[i]
-        if earlier is not None:
-            n_duplicate += 1
-        if earlier is None or (result.answered and not earlier.answered):
-            found[i] = result
+    row_of = {key.hex(): row for row, key in enumerate(row_keys)}
+    #: For each row the entry that is its result, among those of all parts; -1 while there is none.
+    entry_of = [-1] * len(row_keys)
+    is_answered = bytearray(len(row_keys))
+    parts: list[pa.RecordBatch] = []
+    n_entries = n_duplicate = n_foreign = n_unreadable = 0
+    for block in blocks:
+        entries: list[_Result] = []
+        for custom_id, result in _read_block(block):
+            if custom_id is None:
+                n_unreadable += 1
+                continue
+            row = row_of.get(custom_id)
+            if row is None:
+                n_foreign += 1
+                continue
+            is_first = entry_of[row] < 0
+            n_duplicate += not is_first
+            if is_first or (result.answered and not is_answered[row]):
+                entry_of[row] = n_entries + len(entries)
+                is_answered[row] = result.answered
+                entries.append(result)
+        # Columns at once, while the block is in the processor's cache.
+        parts.append(_read_off(entries))
+        n_entries += len(entries)
 
     without_line = _without_line("gone" if files_gone else ended, batch_errors)
-    results = [r if r is not None else without_line(i + 1) for i, r in enumerate(found)]
-    values = {name: list(map(attrgetter(name), results)) for name in _READ}
-    sums = {name: sum(filter(None, values[name])) for name in COUNTS}
+    rows_without = [row for row, entry in enumerate(entry_of) if entry < 0]
+    parts.append(_read_off([without_line(row + 1) for row in rows_without]))
+    for entry, row in enumerate(rows_without, start=n_entries):
+        entry_of[row] = entry
+    found = pa.Table.from_batches(parts)
+    order = pa.array(entry_of, pa.int64())
+    values = {name: take(found[name], order) for name in _READ}
     return Collected(
         _table(row_keys, ids, values, batch_id),
         n_duplicate=n_duplicate,
         n_foreign=n_foreign,
         n_unreadable=n_unreadable,
-        **sums,
+        **{name: _sum(values[name]) for name in COUNTS},
     )
 
 
@@ -751,21 +768,61 @@ _READ = (
 )
 
 
+def _read_off(results: Sequence[_Result]) -> pa.RecordBatch:
+    """The columns of results, one entry each, in their order."""
+    return pa.record_batch(
+        [
+            pa.array(list(map(attrgetter(name), results)), RESULT_SCHEMA.field(name).type)
+            for name in _READ
+        ],
+        names=_READ,
+    )
+
+
+def take(column: pa.ChunkedArray, positions: pa.Int64Array) -> pa.ChunkedArray:
+    """The entries of a column at `positions`, and null where a position is null."""
+    if positions.equals(pa.arange(0, len(column))):  # as they stand: there is nothing to copy
+        return column
+    # Arrow's strings count their bytes in 32 bits, and their `take` fails above 2 GiB in all,
+    # wherever chunks are cut. A column's text may be more: it goes by 64 bits, and back in pieces.
+    try:
+        return column.take(positions)
+    except pa.ArrowInvalid:
+        wide = column.cast(pa.large_string()).combine_chunks()
+        return pa.chunked_array(_pieces(wide, positions), pa.string())
+
+
+def _pieces(wide: pa.LargeStringArray, positions: pa.Int64Array) -> Iterator[pa.StringArray]:
+    try:
+        yield wide.take(positions).cast(pa.string())
+    except pa.ArrowInvalid:
+        if len(positions) < 2:
+            raise
+        half = len(positions) // 2
+        yield from _pieces(wide, positions[:half])
+        yield from _pieces(wide, positions[half:])
+
+
+def _sum(counts: pa.ChunkedArray) -> int:
+    most = pc.max(counts).as_py() or 0
+    if most * len(counts) < 2**63:
+        return pc.sum(counts).as_py() or 0
+    return sum(filter(None, counts.to_pylist()))  # Arrow's sum would go round
+
+
 def _table(
     row_keys: Sequence[bytes],
     ids: pa.StringArray,
-    values: Mapping[str, Sequence[Any]],
+    values: Mapping[str, pa.ChunkedArray],
     batch_id: str,
 ) -> pa.Table:
     n = len(row_keys)
-    columns: dict[str, Any] = {
+    columns = {
         "row_key": pa.array(row_keys, pa.binary(16)),
         "id": ids.cast(pa.string()),
         "cost_usd": pa.nulls(n, pa.float64()),
         "price_source": pa.nulls(n, pa.string()),
         "batch_id": pa.repeat(pa.scalar(batch_id, pa.string()), n),
+        **values,
     }
-    for name in _READ:
-        # More than 2 GB of text makes a chunked array, which a table holds as well.
-        columns[name] = pa.array(values[name], RESULT_SCHEMA.field(name).type)
     return pa.table(columns, schema=RESULT_SCHEMA)

@@ -97,32 +97,28 @@ def cut_shards(chunks: Iterable[Requests], limits: Limits) -> Iterator[Requests]
     parts: list[Requests] = []
     n = n_bytes = n_tokens = 0
     for chunk in chunks:
-        start = 0
         if n and chunk.model != parts[0].model:
             yield Requests.joined(parts)
             parts, n, n_bytes, n_tokens = [], 0, 0, 0
-        sizes = list(map(len, chunk.lines))
+        size, tokens = sum(map(len, chunk.lines)), sum(chunk.n_tokens)
         if (
             n + len(chunk) <= limits.max_requests
-            and n_bytes + sum(sizes) <= limits.max_bytes
-            and n_tokens + sum(chunk.n_tokens) <= most_tokens
+            and n_bytes + size <= limits.max_bytes
+            and n_tokens + tokens <= most_tokens
         ):  # all of it fits, and need not be looked at one by one
             parts.append(chunk)
-            n += len(chunk)
-            n_bytes += sum(sizes)
-            n_tokens += sum(chunk.n_tokens)
+            n, n_bytes, n_tokens = n + len(chunk), n_bytes + size, n_tokens + tokens
             continue
-        for place, (size, tokens) in enumerate(zip(sizes, chunk.n_tokens, strict=True)):
+        start = 0
+        for place, (line, tokens) in enumerate(zip(chunk.lines, chunk.n_tokens, strict=True)):
             if n and (
                 n == limits.max_requests
-                or n_bytes + size > limits.max_bytes
+                or n_bytes + len(line) > limits.max_bytes
                 or n_tokens + tokens > most_tokens
             ):
                 yield Requests.joined([*parts, chunk.part(start, place)])
                 parts, start, n, n_bytes, n_tokens = [], place, 0, 0, 0
-            n += 1
-            n_bytes += size
-            n_tokens += tokens
+            n, n_bytes, n_tokens = n + 1, n_bytes + len(line), n_tokens + tokens
         parts.append(chunk.part(start, len(chunk)))
     if n:
         yield Requests.joined(parts)

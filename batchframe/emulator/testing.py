@@ -67,6 +67,9 @@ class JumpClock:
             longest = self.longest_wait
             condition.wait(longest if seconds is None else min(seconds, longest))
 
+    def pause(self, seconds: float) -> None:
+        """Go on at once: a test has no other work to leave the machine to."""
+
 
 class LocalServer:
     """The OpenAI Files and Batches API on 127.0.0.1.

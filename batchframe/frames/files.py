@@ -48,6 +48,7 @@ class Source:
         self.paths = _files(source)
         if not self.paths:
             raise ParameterError(f"source={str(source)!r:.100} names no parquet file.")
+        self._stamps = [_stamp(path) for path in self.paths]
         self.schema: pa.Schema = _schema(self.paths[0])
         for path in self.paths[1:]:
             other = _schema(path)
@@ -65,6 +66,19 @@ class Source:
                 f"files: {', '.join(sorted(others))}. Nothing was sent. Write them into the files, "
                 "or pass the files' paths to go without them."
             )
+
+    def check_unchanged(self) -> None:
+        """Raise ParameterError if a file is not the one that it was at the beginning.
+
+        Answers go to rows by position, and hours lie between the first reading and the last.
+        """
+        for path, stamp in zip(self.paths, self._stamps, strict=True):
+            if _stamp(path) != stamp:
+                raise ParameterError(
+                    f"{path} was changed while its rows were answered, so nothing was written. "
+                    "The answers are in the checkpoint: run the same call again, which pays for "
+                    "new rows only."
+                )
 
     def column(self, label: str) -> pa.Array:
         """All values of one column."""
@@ -91,6 +105,15 @@ class Source:
                 # In this thread: what each thread of a pool has freed, its heap keeps for itself.
                 # And by no loop, whose variable would hold a window while the next one is read.
                 yield from map(_plain, file.iter_batches(size, columns=columns, use_threads=False))
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What a file that is written anew does not keep; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _plain(batch: pa.RecordBatch) -> pa.Table:
@@ -195,8 +218,11 @@ def write_answers(
     answers = iter(()) if checkpoint is None else find_windows(keys, checkpoint, prices)
     schema = pa.schema([*source.schema, *empty.schema], source.schema.metadata)
     with replacing(target) as path, pq.ParquetWriter(path, schema) as writer:
-        # By no loop's variable, which would hold a window while the next one is made.
-        deque(map(writer.write_table, map(answered, source.windows())), maxlen=0)
+        try:
+            # By no loop's variable, which would hold a window while the next one is made.
+            deque(map(writer.write_table, map(answered, source.windows())), maxlen=0)
+        finally:
+            source.check_unchanged()
         failures.check()  # before the target is replaced
 
 

@@ -415,7 +415,7 @@ class Run:
 def _is_settled(checkpoint: "Checkpoint") -> bool:
     """True where nothing is left to send or to collect."""
     done = all(isinstance(shard.state, Collected | Dropped) for shard in checkpoint.shards.values())
-    return done and not any(len(checkpoint.to_send_again(n)) for n in checkpoint.inputs())
+    return done and not checkpoint.to_send_again()
 
 
 def _shared(checkpoint: "Checkpoint") -> dict[str, Any]:

@@ -65,8 +65,9 @@ def test_preparing(tmp_path):
         rows = Rows(ids=pa.array(range(n), pa.int64()), prompts=prompts)
         checkpoint = Checkpoint.open(tmp_path / f"{n}", SPEC, Storage(), SystemClock())
 
-        def ours(rows=rows, checkpoint=checkpoint, n=n):
-            positions = pa.array(range(n), pa.int64())
+        positions = pa.arange(0, n)
+
+        def ours(rows=rows, checkpoint=checkpoint, positions=positions):
             for shard in cut_shards(render_requests(rows, positions, SPEC), Limits()):
                 checkpoint.freeze(shard, round_=0)
 

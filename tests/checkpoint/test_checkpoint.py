@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchframe.checkpoint import Checkpoint
+from batchframe.checkpoint import Checkpoint, remove_checkpoint
 from batchframe.core.batches import (
     BatchError,
     BatchSeen,
@@ -612,7 +612,7 @@ def test_a_second_process_is_refused_and_told_who_works_there(open_checkpoint, p
         """
         import sys
         from pathlib import Path
-        from batchframe.checkpoint import Checkpoint
+        from batchframe.checkpoint import Checkpoint, remove_checkpoint
         from batchframe.clock import SystemClock
         from batchframe.core.spec import Spec
         from batchframe.errors import CheckpointBusyError
@@ -638,7 +638,7 @@ def test_a_process_that_was_killed_holds_nothing(open_checkpoint, path):
         """
         import os, signal, sys
         from pathlib import Path
-        from batchframe.checkpoint import Checkpoint
+        from batchframe.checkpoint import Checkpoint, remove_checkpoint
         from batchframe.clock import SystemClock
         from batchframe.core.spec import Spec
         from batchframe.storage import Storage
@@ -700,6 +700,16 @@ def test_a_process_that_was_overtaken_can_never_commit_again(two_openers, reopen
             loser.commit(0, event)
     assert winner.shards[0].state == Ended(batch=DONE)
     assert reopened().shards[0].state == Ended(batch=DONE)
+
+
+def test_a_process_that_was_overtaken_is_told_so_where_an_input_file_is_gone(two_openers):
+    winner, loser = two_openers
+    run_to(winner, 0, STARTED, seen(), DONE)
+    winner.input_path(0).unlink()  # as it does when nothing is to be sent from it any more
+    with pytest.raises(CheckpointBusyError, match="has overtaken this one, which stops here"):
+        loser.input_file(0)
+    with pytest.raises(CheckpointCorruptError, match="The input file of shard 0 is gone from"):
+        winner.input_file(0)
 
 
 # One spec, one layout
@@ -1095,3 +1105,31 @@ def test_a_damaged_table_is_not_an_empty_one(open_checkpoint, path, part, damage
     with pytest.raises(CheckpointCorruptError, match=message) as caught:
         checkpoint.results() if part == "results" else checkpoint.requests(number)
     assert str(file) in str(caught.value)
+
+
+def test_all_that_a_checkpoint_may_hold_goes_with_it(open_checkpoint, path):
+    checkpoint = open_checkpoint()
+    checkpoint.set_limit("max_cost_usd", 2.5)
+    checkpoint.set_limit("max_error_ratio", 0.1)
+    checkpoint.ask_to_cancel()
+    checkpoint.close()
+
+    remove_checkpoint(path)
+
+    assert not path.exists()
+
+
+def test_a_file_system_without_locks_is_protected_by_the_log(open_checkpoint, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def no_locks(*_arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    checkpoint = open_checkpoint()
+    assert not checkpoint.is_at_work()
+    checkpoint.close()
+    (checkpoint.path / "log" / "00000003.json").touch()
+
+    with pytest.raises(CheckpointCorruptError, match=r"The log of .* is broken"):
+        open_checkpoint()

@@ -243,6 +243,42 @@ def test_purge_removes_no_directory_that_is_none(terminal, tmp_path):
     assert (tmp_path / "ck" / "spec.json").exists()
 
 
+def test_purge_removes_what_a_limit_of_cost_has_left(terminal, tmp_path):
+    write_rows(tmp_path / "in.csv", 2)
+    bounded = ["--max-cost", "1", "--param", "max_completion_tokens=10"]
+    assert terminal.run("complete", "in.csv", "out.csv", *ASKED, *bounded).returncode == 0
+
+    purged = terminal.run("purge", "ck", "--yes")
+
+    assert (purged.returncode, purged.stderr) == (0, b"batchframe: ck is removed.\n")
+    assert not (tmp_path / "ck").exists()
+
+
+def test_purge_removes_damaged_results_only_by_force(terminal, tmp_path):
+    write_rows(tmp_path / "in.csv", 2)
+    assert terminal.run("complete", "in.csv", "out.csv", *ASKED).returncode == 0
+    (tmp_path / "ck" / "results" / "00000.parquet").write_bytes(b"damaged")
+
+    kept = terminal.run("purge", "ck", "--yes")
+    assert (kept.returncode, (tmp_path / "ck").exists()) == (1, True)
+    purged = terminal.run("purge", "ck", "--yes", "--force")
+
+    assert (purged.returncode, (tmp_path / "ck").exists()) == (0, False)
+
+
+def test_one_damaged_checkpoint_hides_no_other_run(terminal, tmp_path):
+    write_rows(tmp_path / "in.csv", 2)
+    for place in ("runs/a", "runs/b"):
+        asked = [*ASKED[:-1], place]
+        assert terminal.run("complete", "in.csv", "out.csv", *asked).returncode == 0
+    (tmp_path / "runs" / "a" / "results" / "00000.parquet").write_bytes(b"damaged")
+
+    listed = terminal.run("runs", "runs", "--json")
+
+    assert [Path(one["path"]).name for one in json.loads(listed.stdout)] == ["b"]
+    assert b"runs/a" in listed.stderr
+
+
 def test_it_works_in_the_empty_environment_of_cron(terminal, server, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "Grüße"}\n')
     environment = {

@@ -13,13 +13,14 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, LocalServer
 from batchframe.engine import Submission
 from batchframe.rounds import Options, rounds_of_checkpoint, run_rows
+from batchframe.storage import Storage
 
 
 @pytest.fixture
 def call(engine, tmp_path):
     """Send prompts; or, without any, do what is left of the checkpoint. Gives the results."""
 
-    def call_it(server, prompts=None, *, models=None, limits=None, **options):
+    def call_it(server, prompts=None, *, models=None, limits=None, storage=None, **options):
         provider = Provider(server.client())
         submission = Submission(
             provider=provider,
@@ -38,10 +39,20 @@ def call(engine, tmp_path):
             prompts=pa.array(prompts),
             models=None if models is None else pa.array(models),
         )
-        answers = run_rows(rows, spec, submission, path, **how)
+        answers = run_rows(rows, spec, submission, path, storage=storage, **how)
         return answers.results.take(answers.positions).to_pylist()
 
     return call_it
+
+
+class Counting(Storage):
+    """A disk that counts how often the tables of shards are opened."""
+
+    n_opened = 0
+
+    def open(self, path):
+        self.n_opened += path.parent.name == "shards" and path.suffix == ".parquet"
+        return super().open(path)
 
 
 def broken_once(*questions):
@@ -152,3 +163,15 @@ def test_rows_go_again_while_other_batches_are_still_live(call, clock):
         slowest = max(batch.completed_at for batch in batches[:2])
         assert len(batches) == 4
         assert batches[2].completed_at < slowest
+
+
+def test_to_send_rows_of_many_shards_again_reads_each_shard_a_few_times(call, clock):
+    disk = Counting()
+    with LocalServer(broken_once(*QUESTIONS), clock=clock, stage_seconds=60) as server:
+        call(server, QUESTIONS, limits=Limits(max_requests=1), storage=disk)
+
+        # To read its rows and their usage, to look for its rows elsewhere, and at the end; but not
+        # once for each of the others.
+        n_shards = server.calls()["batches.create"]
+        assert n_shards == 40
+        assert disk.n_opened <= 6 * n_shards

@@ -401,7 +401,11 @@ def test_no_thread_of_the_engine_outlives_its_work(run, server):
 
 
 class FirstBatchOnly:
-    """A slow model: it answers the first ten rows, and the others once it is told to go on."""
+    """A slow model: it answers the first ten rows, and the others once it is told to go on.
+
+    A server of it has a clock of its own: on the run's, which jumps from look to look, the day of a
+    batch that waits is over in some seconds.
+    """
 
     def __init__(self, answer: Callable[[str], tuple[int, dict[str, Any]]]) -> None:
         self._answer = answer
@@ -421,11 +425,11 @@ def failure(status: int, code: str, message: str) -> tuple[int, dict[str, Any]]:
     return status, {"error": {"message": message, "type": None, "code": code}}
 
 
-def test_a_first_batch_that_fails_for_good_stops_the_rest(run, clock):
+def test_a_first_batch_that_fails_for_good_stops_the_rest(run):
     model = FirstBatchOnly(lambda prompt: failure(404, "model_not_found", "no such model"))
     limits = Limits(max_requests=10, max_live_batches=1)
 
-    with LocalServer(CallableModel(model, instant=False), clock=clock) as server:
+    with LocalServer(CallableModel(model, instant=False), stage_seconds=0.0) as server:
         try:
             with pytest.raises(bf.ProviderError, match=r"model_not_found: no such model\. .* sent"):
                 run(server, rows_of(60), limits=limits)
@@ -436,7 +440,7 @@ def test_a_first_batch_that_fails_for_good_stops_the_rest(run, clock):
         assert server.calls()["batches.create"] <= 2
 
 
-def test_an_account_without_money_stops_the_run_and_a_later_call_goes_on(run, clock):
+def test_an_account_without_money_stops_the_run_and_a_later_call_goes_on(run):
     account = {"money": False}
 
     def answer(prompt: str) -> tuple[int, dict[str, Any]]:
@@ -446,7 +450,7 @@ def test_an_account_without_money_stops_the_run_and_a_later_call_goes_on(run, cl
 
     model = FirstBatchOnly(answer)
     limits = Limits(max_requests=10, max_live_batches=1)
-    with LocalServer(CallableModel(model, instant=False), clock=clock) as server:
+    with LocalServer(CallableModel(model, instant=False), stage_seconds=0.0) as server:
         try:
             with pytest.raises(bf.ProviderError, match="insufficient_quota"):
                 run(server, rows_of(30), limits=limits)
@@ -807,7 +811,7 @@ def until_collected(path: Path, number: int) -> None:
     raise AssertionError(f"shard {number} was not collected")
 
 
-def test_a_batch_that_is_collected_while_another_run_plans_is_not_sent_again(run, clock, tmp_path):
+def test_a_batch_that_is_collected_while_another_run_plans_is_not_sent_again(run, tmp_path):
     go_on = threading.Event()
 
     def answer(body):
@@ -818,7 +822,8 @@ def test_a_batch_that_is_collected_while_another_run_plans_is_not_sent_again(run
 
     rows: dict[int, str | None] = {1: "first", 2: "second"}
     limits, disk = Limits(max_requests=1), LooksAway(go_on)
-    with LocalServer(CallableModel(answer, instant=False), clock=clock) as server:
+    # By a clock of its own, as for FirstBatchOnly: the second batch waits for the other thread.
+    with LocalServer(CallableModel(answer, instant=False), stage_seconds=0.0) as server:
         found = []
         early, late = (
             threading.Thread(
@@ -925,3 +930,14 @@ def test_a_queue_that_is_full_at_create_and_says_no_number_is_waited_for(run, cl
         assert completions(results) == answers_to(rows)
         assert server.calls()["batches.create"] == 3
         assert_each_paid_once(server, 10)
+
+
+@pytest.mark.parametrize("kind", ["queue-full", "queue-full:5", "queue-full:5:429"])
+def test_a_row_that_a_queue_never_takes_at_create_ends_the_run(run, clock, kind):
+    with LocalServer(clock=clock, stage_seconds=30) as server:
+        server.inject(Fault("batches.create", kind, times=None))
+        with pytest.raises(bf.ProviderError, match="One row by itself was refused 4 times") as met:
+            run(server, rows_of(2), model="gpt-4o")
+
+        assert "Nothing was billed" in str(met.value)
+        assert server.executions() == {}

@@ -1,10 +1,22 @@
 """What one run leaves to the next: the rounds of its rows, and whether it was done."""
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import polars as pl
+import pyarrow as pa
 import pytest
 
 import batchframe as bf
-from batchframe.emulator import LocalServer
+from batchframe.client import Provider
+from batchframe.core.requests import Rows
+from batchframe.core.shards import Limits
+from batchframe.core.spec import Spec
+from batchframe.emulator import CallableModel, LocalServer
+from batchframe.engine import Submission
+from batchframe.rounds import Left, Options, rounds_of_rows
+from batchframe.storage import Storage
 
 
 def overloaded(body):
@@ -61,3 +73,71 @@ def test_a_run_that_is_done_says_so_when_it_is_left(answer, tmp_path):
         assert run.detach() is True
         status = "ok" if answer == "echo" else "failed"
         assert run.result()["completion_status"].to_list() == [status]
+
+
+@pytest.fixture
+def rounds_of(clock, engine, tmp_path):
+    """The work of sending prompts, one in each batch."""
+
+    def rounds(server, prompts, *, storage=None, **options):
+        provider = Provider(server.client())
+        return rounds_of_rows(
+            Rows(ids=pa.array(range(len(prompts))), prompts=pa.array(prompts)),
+            Spec(model="gpt-4o", account=provider.account),
+            Submission(
+                provider=provider,
+                limits=Limits(max_requests=1, max_live_batches=1),
+                completion_window="24h",
+                poll_interval=None,
+            ),
+            tmp_path / "checkpoint",
+            options=Options(progress=False, **options),
+            engine=engine,
+            storage=storage,
+        )
+
+    return rounds
+
+
+class Late(Storage):
+    """A disk that is slow to take the first results: meanwhile the run is left."""
+
+    rounds = None
+
+    def replace(self, path):
+        if (path.parent.name, path.name) == ("results", "00000.parquet"):
+            self.rounds.left.set()
+            while self.rounds.jobs[0].watchers:
+                threading.Event().wait(0.001)
+        return super().replace(path)
+
+
+def test_a_batch_that_is_collected_while_its_run_leaves_keeps_its_round(rounds_of, clock):
+    disk = Late()
+    with LocalServer(overloaded, clock=clock) as server, ThreadPoolExecutor(1) as pool:
+        first = rounds_of(server, ["a"], storage=disk, max_retries=1)
+        disk.rounds = first
+        with contextlib.suppress(Left):
+            pool.submit(first.work).result(60)
+        assert disk.rounds.left.is_set()
+        rounds_of(server, ["a"], max_retries=1).work()
+
+        # The first time and once more.
+        assert server.calls()["batches.create"] == 2
+
+
+def test_rows_that_wait_for_their_next_try_when_the_time_is_up_keep_their_round(rounds_of, clock):
+    asked = []
+
+    def answer(body):
+        asked.append(body["messages"][-1]["content"])
+        return overloaded(body) if asked[-1] == "broken" else "ok"
+
+    prompts = ["broken", "b", "c", "d"]
+    with LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            rounds_of(server, prompts, max_retries=1, timeout=250).work()
+        assert asked.count("broken") == 1
+        rounds_of(server, prompts, max_retries=1).work()
+
+        assert sorted(asked) == ["b", "broken", "broken", "c", "d"]

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,9 +28,12 @@ import msgspec
 import pytest
 
 from batchframe.checkpoint import _Commit
+from batchframe.clock import SystemClock
 from batchframe.core.batches import Collected, Dropped, ShardFrozen, State, advance
 from batchframe.emulator import Fault, LocalServer
 from batchframe.emulator.models import Echo
+from batchframe.ledger import Ledger
+from batchframe.storage import Storage
 from tests.engine.processes import ROOT, Child, Nursery, prompts_of
 
 if sys.platform == "win32":
@@ -440,3 +444,34 @@ def test_a_child_forked_in_the_middle_of_a_run_is_refused_the_same_checkpoint(
     assert refusal["error"] == "CheckpointBusyError"
     assert_answered(parent.outcome(), call)
     assert_each_paid_once(server)
+
+
+def test_a_child_forked_while_its_parent_enters_a_queue_does_not_keep_others_out(tmp_path):
+    reader, writer = os.pipe()
+    children = []
+
+    def fork():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside other threads
+            pid = os.fork()
+        if pid == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until its parent closes the pipe
+            os._exit(0)
+        children.append(pid)
+
+    def enter(commit):
+        ledger = Ledger(tmp_path, Storage(), SystemClock())
+        nothing = {"queue": ("a", "", "", "b"), "room": 10.0, "ours": (), "provider": None}
+        return ledger.put(1, commit=commit, **nothing)
+
+    try:
+        assert enter(fork)
+        entered = threading.Event()
+        threading.Thread(target=enter, args=[entered.set], daemon=True).start()
+        assert entered.wait(20)
+    finally:
+        os.close(writer)
+        for pid in children:
+            os.waitpid(pid, 0)
+        os.close(reader)

@@ -1,5 +1,7 @@
 """What is shared is shared fairly: queues between runs and processes, the pool, and listings."""
 
+import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -7,25 +9,41 @@ import pytest
 
 import batchframe as bf
 from batchframe.client import Provider
+from batchframe.core.batches import Collected
 from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
-from batchframe.emulator import Fault, JumpClock, LocalServer
+from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
 from batchframe.engine import Engine, Submission
-from batchframe.rounds import Options, run_rows
+from batchframe.rounds import Left, Options, find_keys, rounds_of_rows
+from batchframe.storage import Storage
 
 
-def send(server, path, prompts, *, engine, limits, model="gpt-4o", **options):
-    """Send prompts, and give the results in their order."""
+def rounds_of(
+    server, path, prompts, *, engine, limits, model="gpt-4o", first=0, storage=None, **options
+):
+    """The work of sending prompts, with ids from `first` on."""
     provider = Provider(server.client())
-    answers = run_rows(
-        Rows(ids=pa.array(range(len(prompts))), prompts=pa.array(prompts)),
+    return rounds_of_rows(
+        Rows(ids=pa.array(range(first, first + len(prompts))), prompts=pa.array(prompts)),
         Spec(model=model, account=provider.account),
         Submission(provider=provider, limits=limits, completion_window="24h", poll_interval=None),
         path,
         options=Options(**{"progress": False, **options}),
         engine=engine,
+        storage=storage,
     )
+
+
+def send(server, path, prompts, **how):
+    """Send prompts, and give the results in their order."""
+    return outcome_of(rounds_of(server, path, prompts, **how))
+
+
+def outcome_of(rounds):
+    """Do the work, and give the results in their order."""
+    rounds.work()
+    answers = find_keys(rounds.keys, rounds.checkpoint, None)
     return answers.results["completion"].take(answers.positions).to_pylist()
 
 
@@ -216,3 +234,134 @@ LINE = (
     b'{"custom_id":"1","method":"POST","url":"/v1/chat/completions",'
     b'"body":{"model":"gpt-4o-mini","messages":[{"role":"user","content":"hello"}]}}\n'
 )
+
+
+class Interrupted(Storage):
+    """A disk on which a thread named "late" does something else before it opens a file."""
+
+    def __init__(self, folder, prefix, times, interrupt):
+        self._opened, self._times, self._interrupt = (folder, prefix), times, interrupt
+        self._n = 0
+
+    def open(self, path):
+        folder, prefix = self._opened
+        is_late = threading.current_thread().name == "late"
+        if is_late and path.parent.name == folder and path.name.startswith(prefix):
+            self._n += 1
+            if self._n == self._times:
+                self._interrupt()
+        return super().open(path)
+
+
+def left_to_others(rounds):
+    with contextlib.suppress(Left):
+        rounds.work()
+
+
+def in_thread(function, *arguments, name, **keywords):
+    thread = threading.Thread(target=function, args=arguments, kwargs=keywords, name=name)
+    thread.start()
+    return thread
+
+
+@pytest.fixture
+def gated():
+    """An event, and a model that answers some prompts only after it."""
+    gate = threading.Event()
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        if text.startswith("slow"):
+            assert gate.wait(60)
+        return f"echo: {text}"
+
+    return gate, CallableModel(answer, instant=False)
+
+
+def test_a_row_whose_equal_one_is_dropped_in_this_moment_is_sent_itself(tmp_path, clock, gated):
+    gate, model = gated
+    engine, path = Engine(clock), tmp_path / "checkpoint"
+
+    def others_leave():
+        early.left.set()
+        early_thread.join(60)
+        gate.set()
+
+    # First it is looked up which rows are equal, and then which of them are under way.
+    disk = Interrupted("shards", "00001-", 2, others_leave)
+    how = {"engine": engine, "dedupe": True, "storage": disk}
+    answers = []
+    with LocalServer(model, clock=clock) as server:
+        few = Limits(max_requests=2, max_live_batches=1)
+        prompts = ["slow", "slow too", "same", "other"]
+        early = rounds_of(server, path, prompts, limits=few, **how)
+        early_thread = in_thread(left_to_others, early, name="early")
+        assert early.submitted.wait(60)
+
+        late = in_thread(
+            lambda: answers.extend(send(server, path, ["same"], first=9, limits=Limits(), **how)),
+            name="late",
+        )
+        late.join(60)
+
+        assert answers == ["echo: same"]
+
+
+def test_a_row_whose_equal_one_is_collected_in_this_moment_is_not_sent(tmp_path, clock, gated):
+    gate, model = gated
+    engine, path = Engine(clock), tmp_path / "checkpoint"
+
+    def others_end():
+        gate.set()
+        early_thread.join(60)
+
+    disk = Interrupted("results", "00000", 1, others_end)
+    how = {"engine": engine, "dedupe": True, "storage": disk, "limits": Limits(max_requests=1)}
+    answers = []
+    with LocalServer(model, clock=clock) as server:
+        early = rounds_of(server, path, ["quick", "slow"], **how)
+        early_thread = in_thread(early.work, name="early")
+        while not (path / "results" / "00000.parquet").exists():
+            assert early_thread.is_alive()
+        while not isinstance(early.checkpoint.shards[0].state, Collected):
+            assert early_thread.is_alive()
+
+        late = in_thread(
+            lambda: answers.extend(send(server, path, ["slow"], first=9, **how)), name="late"
+        )
+        late.join(60)
+
+        assert answers == ["echo: slow"]
+        assert set(server.executions().values()) == {1}
+        assert server.calls()["batches.create"] == 2
+
+
+def test_a_row_whose_equal_one_another_run_will_try_again_is_answered(tmp_path, clock):
+    gate, tries = threading.Event(), []
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        tries.append(text)
+        if tries == ["flaky"]:
+            return 500, {"error": {"message": "Sorry.", "code": "server_error"}}
+        if text == "slow":
+            assert gate.wait(60)
+        return f"echo: {text}"
+
+    few = Limits(max_requests=1, max_live_batches=1)
+    how = {"engine": Engine(clock), "dedupe": True, "limits": few}
+    path = tmp_path / "checkpoint"
+    with LocalServer(CallableModel(answer, instant=False), clock=clock) as server:
+        early = rounds_of(server, path, ["flaky", "slow", "other"], **how)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(early.work)
+            while "slow" not in tries:
+                assert not first.done()
+            # What failed waits until all of the first round is sent.
+            late = rounds_of(server, path, ["flaky"], first=9, **how)
+            second = pool.submit(outcome_of, late)
+            while not (late.submitted.is_set() or second.done()):
+                assert not first.done()
+            gate.set()
+            assert second.result(60) == ["echo: flaky"]
+            first.result(60)

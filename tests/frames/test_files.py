@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 import batchframe as bf
-from batchframe.emulator import Fault, LocalServer
+from batchframe.emulator import CallableModel, Fault, LocalServer
 
 
 @pytest.fixture
@@ -240,3 +240,25 @@ def test_a_dataset_of_parquet_files_is_a_source(convert, source, tmp_path):
     (tmp_path / "rows.csv").write_text("id,prompt\n1,one\n")
     with pytest.raises(bf.ParameterError, match="dataset of parquet files"):
         convert(ds.dataset(tmp_path / "rows.csv", format="csv"))
+
+
+@pytest.mark.parametrize("rows", [range(20)[::-1], range(15), range(200_000)])
+def test_a_source_that_changes_meanwhile_is_joined_with_no_answers(convert, source, tmp_path, rows):
+    path = source(numbered(0, 20))
+    others = {"id": list(rows), "prompt": [f"row {n}" for n in rows]}
+
+    def answer(body):
+        # As another program may do in the hours that a batch takes.
+        if others:
+            source({name: others.pop(name) for name in ("id", "prompt")})
+        return f"echo: {body['messages'][-1]['content']}"
+
+    with LocalServer(CallableModel(answer), stage_seconds=0) as server:
+        with pytest.raises(bf.ParameterError, match=r"in\.parquet was changed while"):
+            convert(path, client=server.client())
+        assert [file.name for file in tmp_path.iterdir() if "out" in file.name] == []
+
+        source(numbered(0, 20))
+        out = convert(path, client=server.client())
+        assert out["completion"].to_list() == [f"echo: row {n}" for n in range(20)]
+        assert set(server.executions().values()) == {1}

@@ -12,7 +12,10 @@ import polars as pl
 import pytest
 
 import batchframe as bf
+from batchframe.checkpoint import Checkpoint
+from batchframe.clock import SystemClock
 from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
+from batchframe.storage import Storage
 
 DAY = 86_400.0
 
@@ -466,3 +469,14 @@ def test_a_limit_of_cost_holds_for_who_opens_the_run(checkpoint, opened):
 
         bf.open_run(checkpoint, client=client, max_cost_usd=1, **keywords).wait()
         assert server.billed().requests == 10
+
+
+def test_a_limit_of_cost_that_cannot_be_read_leaves_the_run_to_others(opened, keywords, checkpoint):
+    run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+    assert run.detach() is False
+    (checkpoint / "max_cost_usd").write_text("a little")
+
+    with pytest.raises(bf.CheckpointCorruptError, match="max_cost_usd cannot be read"):
+        opened().wait()
+
+    assert not Checkpoint.read(checkpoint, Storage(), SystemClock()).is_at_work()
