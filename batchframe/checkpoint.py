@@ -31,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import BinaryIO, Literal, Self, get_args
 
 import msgspec
 import pyarrow as pa
@@ -853,7 +853,7 @@ def remove_checkpoint(path: Path) -> None:
     """
     if path.is_symlink() or not (path / "spec.json").is_file():
         raise CheckpointError(f"{path} is no checkpoint; nothing was removed.")
-    ours = {*_PARTS, "spec.json", "lock", "cancelled", "max_cost_usd"}
+    ours = {*_PARTS, "spec.json", "lock", "cancelled", *get_args(LimitName)}
     foreign = sorted(
         entry.name
         for entry in path.iterdir()

@@ -448,8 +448,7 @@ class Rounds:
                 elif not isinstance(state, Collected | Dropped):
                     self._watch(number)
             if self.tolerance.ratio is not None:
-                is_in = (number for number, state in states.items() if isinstance(state, Collected))
-                self._count_all(sorted(is_in))
+                self._count_all([n for n, at in states.items() if isinstance(at, Collected)])
 
     def _count_all(self, collected: Sequence[int]) -> None:
         """Take note of all rows of the checkpoint, and of the results of collected shards."""
@@ -801,7 +800,7 @@ class Rounds:
 
     def _keys_in(self, numbers: Iterable[int]) -> pa.FixedSizeBinaryArray:
         """The keys of all requests of these shards."""
-        keys = [keys_of(self.checkpoint.requests(number)) for number in numbers]
+        keys = [self.checkpoint.row_keys(number) for number in numbers]
         return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
 
     def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
@@ -862,7 +861,8 @@ class Rounds:
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
-        if self.tolerance.is_exceeded():
+        # All rows are written down first: whoever takes up the run without its frame goes on.
+        if self.tolerance.is_exceeded() and not self._n_unfrozen:
             self._stop_if_more_is_to_be_sent()
         # Another run that plans may drop what nobody watches yet.
         with self.checkpoint.planning if self._held else nullcontext():
@@ -876,7 +876,8 @@ class Rounds:
                     break
         if self.left.is_set():
             return
-        if self._held and all(job.number in self._looked_at for job in self.jobs):
+        is_idle = all(job.number in self._looked_at for job in self.jobs)
+        if self._held and is_idle and not self._n_unfrozen:
             raise self.budget.exceeded(self._held[0], self._n_unsent())
 
     def _has_place(self) -> bool:

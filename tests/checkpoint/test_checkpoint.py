@@ -1109,7 +1109,8 @@ def test_a_damaged_table_is_not_an_empty_one(open_checkpoint, path, part, damage
 
 def test_all_that_a_checkpoint_may_hold_goes_with_it(open_checkpoint, path):
     checkpoint = open_checkpoint()
-    checkpoint.set_max_cost_usd(2.5)
+    checkpoint.set_limit("max_cost_usd", 2.5)
+    checkpoint.set_limit("max_error_ratio", 0.1)
     checkpoint.ask_to_cancel()
     checkpoint.close()
 
