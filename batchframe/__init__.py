@@ -55,6 +55,7 @@ from batchframe.parameters import col
 
 if TYPE_CHECKING:
     from batchframe import emulator
+    from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Rates
     from batchframe.core.shards import Limits
@@ -73,6 +74,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatchError",
     "ColumnError",
+    "Dialect",
     "Estimate",
     "InputError",
     "Limits",
@@ -104,6 +106,7 @@ __all__ = [
 
 #: What is imported when it is asked for, and from where.
 _HEAVY = {
+    "Dialect": "batchframe.core.dialects",
     "Estimate": "batchframe.core.estimates",
     "Limits": "batchframe.core.shards",
     "Rates": "batchframe.core.prices",

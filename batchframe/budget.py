@@ -8,6 +8,7 @@ counts as well, so that the same call again does not spend the same sum again.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +35,7 @@ def check_bounded(
     limit: float | None,
     *,
     prices: Prices | None,
+    price_list: str | None,
     now: float,
 ) -> None:
     """Raise ParameterError if there is a limit, and nothing bounds what the rows cost."""
@@ -48,7 +50,8 @@ def check_bounded(
             "costs. Nothing was sent. Set max_completion_tokens= (of responses: "
             "max_output_tokens=)."
         )
-    cost, _ = price_takes(taken, new, spec, at=datetime.fromtimestamp(now, UTC), prices=prices)
+    at = datetime.fromtimestamp(now, UTC)
+    cost, _ = price_takes(taken, new, spec, at=at, prices=prices, price_list=price_list)
     if cost is None:
         raise ParameterError(
             f"max_cost_usd={limit} needs prices, and that of a model is not known. Nothing was "
@@ -64,6 +67,8 @@ class Budget:
     limit: float | None
     checkpoint: Checkpoint
     prices: Prices | None
+    #: Whose published rates hold where `prices` has none.
+    price_list: str | None
     clock: Clock
     #: What the frame's rows had cost before.
     _before: float = 0.0
@@ -88,7 +93,8 @@ class Budget:
             return
         taken = takes(new, row_keys.n_tokens.take(positions), self.checkpoint.spec, Known())
         at = datetime.fromtimestamp(self.clock.now(), UTC)
-        cost, _ = price_takes(taken, new, self.checkpoint.spec, at=at, prices=self.prices)
+        known: dict[str, Any] = {"prices": self.prices, "price_list": self.price_list}
+        cost, _ = price_takes(taken, new, self.checkpoint.spec, at=at, **known)
         if cost is not None and self._before + cost.low > self.limit:
             raise BudgetExceededError(
                 f"max_cost_usd={self.limit} is too little: {self._paid()}, and the {len(new):,} "
@@ -136,7 +142,13 @@ class Budget:
         most = self._most.get(number)
         if most is None:
             try:
-                most = most_usd(self.checkpoint, number, prices=self.prices, now=self.clock.now())
+                most = most_usd(
+                    self.checkpoint,
+                    number,
+                    prices=self.prices,
+                    price_list=self.price_list,
+                    now=self.clock.now(),
+                )
             except CheckpointCorruptError:
                 # Collected in this moment: its input is gone, and what it has cost is known.
                 if not isinstance(self.checkpoint.shards[number].state, Collected):

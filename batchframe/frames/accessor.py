@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from pydantic import BaseModel
 
+    from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Prices
     from batchframe.core.shards import Limits
@@ -159,6 +160,7 @@ def complete(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     **params: Any,
 ) -> FrameT:
     """Run a column of prompts through the OpenAI Batch API.
@@ -211,6 +213,8 @@ def complete(
         progress: Show progress bars where there is a terminal or a notebook.
         details: Add columns with finish reason, model, request id and batch id.
         client: An `openai.OpenAI` client; None makes one from the environment.
+        dialect: How the client's service speaks: the name of one, such as "azure" or "generic", or
+            a `bf.Dialect`. None: as its address says.
         **params: Further body fields, as the SDK names them: temperature=0, seed=42, ... For each
             row's own, a column: max_completion_tokens=bf.col("n_max").
 
@@ -393,6 +397,7 @@ def embed(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     **params: Any,
 ) -> FrameT:
     """Embed a column of texts through the OpenAI Batch API.
@@ -425,6 +430,7 @@ def embed(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        dialect: As for `complete`.
         **params: Further body fields, as the SDK names them: user="..."
 
     Returns:
@@ -469,6 +475,7 @@ def embed(
         progress=progress,
         details=details,
         client=client,
+        dialect=dialect,
     )
     call = embedding(
         text_col,
@@ -504,6 +511,7 @@ def moderate(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     **params: Any,
 ) -> FrameT:
     """Have a column of texts judged by OpenAI's moderation models, which cost nothing.
@@ -532,6 +540,7 @@ def moderate(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        dialect: As for `complete`.
         **params: Further body fields, as the SDK names them.
 
     Returns:
@@ -571,6 +580,7 @@ def moderate(
         progress=progress,
         details=details,
         client=client,
+        dialect=dialect,
     )
     call = moderation(text_col, model=model, params=params, keywords=_keywords(moderate))
     return _sent(frame, call, id_col, settings)
@@ -687,6 +697,7 @@ def estimate(
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     **params: Any,
 ) -> "Estimate":
     """Say what a call would send and cost; nothing is sent, and no key is needed.
@@ -712,6 +723,7 @@ def estimate(
         limits: As for `complete`.
         completion_window: As for `complete`.
         client: As for `complete`; only its address, organization and project are read.
+        dialect: As for `complete`.
         **params: As for `complete`.
 
     Returns:
@@ -761,6 +773,7 @@ def estimate(
         limits=limits,
         completion_window=completion_window,
         client=client,
+        dialect=dialect,
     )
 
 
@@ -793,6 +806,7 @@ def complete_parquet(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     **params: Any,
 ) -> Path:
     """Run a column of parquet files through the Batch API, and write parquet; in bounded memory.
@@ -829,6 +843,7 @@ def complete_parquet(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        dialect: As for `complete`.
         **params: As for `complete`.
 
     Returns:
@@ -874,6 +889,7 @@ def complete_parquet(
         progress=progress,
         details=details,
         client=client,
+        dialect=dialect,
     )
     if id_col is None:
         raise ParameterError(
