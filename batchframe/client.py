@@ -476,11 +476,15 @@ def _batch_seen(batch_id: str, fields: Mapping[str, Any]) -> BatchSeen:
                 line=int(_number(error.get("line"))) or None,
                 param=error["param"] if isinstance(error.get("param"), str) else None,
             )
-            for error in (errors if isinstance(errors, list) else ())
-            if isinstance(error, Mapping)
+            for error in map(_reason, errors if isinstance(errors, list) else ())
         ),
         metadata={str(key): str(value) for key, value in metadata.items()},
     )
+
+
+def _reason(error: object) -> Mapping[str, Any]:
+    """Why a batch was refused; SiliconFlow says it in a text alone (docs, 2026-11)."""
+    return error if isinstance(error, Mapping) else {"message": error}
 
 
 def _status(word: object) -> BatchStatus:

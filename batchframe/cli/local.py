@@ -70,6 +70,13 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="The port; 0 is any free one.")
     ] = 0,
+    dialect: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The service that it speaks like: openai, azure, groq, ..., generic.",
+        ),
+    ] = "openai",
     model: Annotated[
         _Model,
         typer.Option(help="Who answers: echo repeats the prompt, smollm2 is a small real model."),
@@ -98,7 +105,7 @@ def serve(
         signal.signal(number, signal.default_int_handler)
     try:
         with (
-            LocalServer(model.value, directory=directory, port=port) as server,
+            LocalServer(model.value, directory=directory, port=port, dialect=dialect) as server,
             suppress(KeyboardInterrupt),
         ):
             typer.echo(
@@ -113,6 +120,8 @@ def serve(
             )
             while True:
                 time.sleep(3600)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--dialect") from None
     except OSError as error:
         raise BatchframeError(_why_not_served(error, port)) from error
     typer.echo("Stopped.")

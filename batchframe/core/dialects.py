@@ -119,8 +119,8 @@ class Dialect:
             )
         if not self.takes_window(window):
             raise ParameterError(
-                f"completion_window={window!r}: {self} takes {self._windows()}. Nothing was sent. "
-                f"{_OVERRIDE}"
+                f"completion_window={window!r}: {self} takes {self.window_words}. "
+                f"Nothing was sent. {_OVERRIDE}"
             )
 
     def takes_window(self, window: str) -> bool:
@@ -132,9 +132,11 @@ class Dialect:
         least, most = self.hours
         return least <= hours_of(window) <= most or window in (self.windows or ())
 
-    def _windows(self) -> str:
+    @property
+    def window_words(self) -> str:
+        """The completion windows that it takes, in words."""
         if self.hours is None:
-            return _listed(self.windows or ())
+            return _listed(self.windows or ("any",))
         return f"{self.hours[0]}h to {self.hours[1]}h"
 
 

@@ -4,16 +4,18 @@ Only what the service refuses at once is refused here; the lines of an input fil
 later, while the batch is `validating`.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from batchframe.core.dialects import OPENAI, Dialect
 
 from .records import Refusal
 from .validation import is_json_object
 
 __all__ = [
     "ENDPOINTS",
-    "MAX_BATCH_FILE_BYTES",
     "MAX_FILE_BYTES",
     "BatchOrder",
     "check_upload",
@@ -33,9 +35,6 @@ ENDPOINTS = (
     "/v1/images/edits",
     "/v1/videos",
 )
-
-#: Size of a batch input file, in bytes (error texts of the service name 209715200, 2026).
-MAX_BATCH_FILE_BYTES = 209_715_200
 
 #: Size of any other file, in bytes (OpenAI API spec, 2026-08: 512 MB).
 MAX_FILE_BYTES = 536_870_912
@@ -82,8 +81,8 @@ def check_upload(path: Path, filename: str, purpose: str, max_batch_bytes: int) 
             raise Refusal(400, message, param="file")
 
 
-def read_order(sent: Any) -> BatchOrder:
-    """Check the JSON body of a create."""
+def read_order(sent: Any, dialect: Dialect = OPENAI) -> BatchOrder:
+    """Check the JSON body of a create, as the service of the dialect does."""
     if not isinstance(sent, dict):
         raise Refusal(400, "We could not parse the JSON body of your request.")
     for name in sorted(sent.keys() - _ORDER_FIELDS):
@@ -97,18 +96,20 @@ def read_order(sent: Any) -> BatchOrder:
         if not isinstance(value, str):
             message = f"Invalid type for '{name}': expected a string."
             raise Refusal(400, message, code="invalid_type", param=name)
-    if sent["endpoint"] not in ENDPOINTS:
-        supported = ", ".join(f"'{e}'" for e in ENDPOINTS)
+    endpoints = {dialect.url(e): e for e in dialect.endpoints or ENDPOINTS}
+    if sent["endpoint"] not in endpoints:
+        supported = ", ".join(f"'{e}'" for e in endpoints)
         message = f"Invalid endpoint: '{sent['endpoint']}'. Supported values: {supported}."
         raise Refusal(400, message, code="invalid_value", param="endpoint")
-    if sent["completion_window"] != "24h":  # the only one (OpenAI API spec, 2026-08)
-        message = f"Invalid value: '{sent['completion_window']}'. Value must be '24h'."
+    window = sent["completion_window"]
+    if not re.fullmatch(r"\d{1,4}[hd]", window) or not dialect.takes_window(window):
+        message = f"Invalid value: '{window}'. Value must be '{dialect.window_words}'."
         raise Refusal(400, message, code="invalid_value", param="completion_window")
     _check_metadata(sent.get("metadata"))
     expiry = sent.get("output_expires_after")
     return BatchOrder(
         input_file_id=sent["input_file_id"],
-        endpoint=sent["endpoint"],
+        endpoint=endpoints[sent["endpoint"]],
         completion_window=sent["completion_window"],
         metadata=sent.get("metadata"),
         output_expires_after=None

@@ -261,7 +261,7 @@ async def _create_batch(store: Store, request: Request) -> Response:
         sent = json.loads(await request.body())
     except ValueError:
         sent = None
-    batch = await run_in_threadpool(store.create_batch, read_order(sent))
+    batch = await run_in_threadpool(store.create_batch, read_order(sent, store.dialect))
     return JSONResponse(batch.as_json())
 
 

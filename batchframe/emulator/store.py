@@ -15,6 +15,7 @@ from typing import BinaryIO, TypeVar
 from batchframe.clock import Clock
 
 from .archive import Archive, new_file_id
+from .dialects import Manners
 from .models import Model
 from .records import TERMINAL, Batch, Billed, File, Refusal, Usage
 from .requests import BatchOrder, check_upload
@@ -39,14 +40,17 @@ class Store:
         clock: Clock,
         pace: Pace,
         max_file_bytes: int,
+        manners: Manners,
         reshape: Callable[[str, Path], None],
     ) -> None:
+        #: What the service takes.
+        self.dialect = manners.dialect
         self._clock = clock
         self._max_file_bytes = max_file_bytes
         self._archive = Archive(directory)
         self._changed = self._archive.changed
         self._timeline = Timeline(
-            self._archive, model=model, clock=clock, pace=pace, reshape=reshape
+            self._archive, model=model, clock=clock, pace=pace, manners=manners, reshape=reshape
         )
 
     def close(self) -> None:

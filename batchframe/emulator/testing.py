@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any, Self
 from batchframe.clock import Clock, SystemClock
 from batchframe.errors import MissingDependencyError
 
+from .dialects import manners_of
 from .faults import Fault, Script
 from .models import Answer, Model, resolve_model
 from .records import Billed
-from .requests import MAX_BATCH_FILE_BYTES
 from .store import Store
 from .timeline import Pace
-from .validation import MAX_REQUESTS
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+    from batchframe.core.dialects import Dialect
 
 __all__ = ["JumpClock", "LocalServer"]
 
@@ -83,8 +84,9 @@ class LocalServer:
             `in_progress` at least.
         row_seconds: How far apart the rows of a batch are executed.
         port: The port; 0 is any free one.
-        max_requests: Requests that one batch may have.
-        max_file_bytes: Size that an input file may have.
+        dialect: The service that it speaks like: `"azure"`, `"groq"`, ... or a record of one's own.
+        max_requests: Requests that one batch may have; None: as many as the service takes.
+        max_file_bytes: Size that an input file may have; None: what the service takes.
         enqueued_token_limit: Prompt tokens that may be queued per model: one number for all
             models, or a number for each; None is no limit.
         faults: What goes wrong, and when.
@@ -99,8 +101,9 @@ class LocalServer:
         stage_seconds: float | Callable[[str], float] = 0.05,
         row_seconds: float = 0.0,
         port: int = 0,
-        max_requests: int = MAX_REQUESTS,
-        max_file_bytes: int = MAX_BATCH_FILE_BYTES,
+        dialect: "str | Dialect" = "openai",
+        max_requests: int | None = None,
+        max_file_bytes: int | None = None,
         enqueued_token_limit: int | Mapping[str, int] | None = None,
         faults: Iterable[Fault] = (),
     ) -> None:
@@ -109,11 +112,13 @@ class LocalServer:
         self._directory = directory
         self._port = port
         self._clock = clock or SystemClock()
-        self._max_file_bytes = max_file_bytes
+        self._manners = manners_of(dialect)
+        taken = self._manners.dialect
+        self._max_file_bytes = max_file_bytes or taken.max_bytes
         self._pace = Pace(
             stage_seconds=stage_seconds,
             row_seconds=row_seconds,
-            max_requests=max_requests,
+            max_requests=max_requests or taken.max_requests,
             enqueued_token_limit=enqueued_token_limit,
         )
 
@@ -137,6 +142,7 @@ class LocalServer:
             import python_multipart  # noqa: F401 - starlette asks for it at the first upload
             import uvicorn
 
+            from .dialects import Speaker
             from .server import create_app
         except ModuleNotFoundError as missing:
             hint = 'The local server needs an extra: pip install "openai-batchframe[emulator]"'
@@ -160,10 +166,12 @@ class LocalServer:
                 clock=self._clock,
                 pace=self._pace,
                 max_file_bytes=self._max_file_bytes,
+                manners=self._manners,
                 reshape=self._script.reshape,
             )
             stack.callback(self._store.close)
             app = create_app(self._store, self._script, self._hang_up)
+            app = Speaker(app, self._manners)
             self._server = uvicorn.Server(
                 uvicorn.Config(
                     app,
@@ -203,20 +211,29 @@ class LocalServer:
     @property
     def base_url(self) -> str:
         """What a client takes as `base_url`."""
-        return f"http://127.0.0.1:{self._socket.getsockname()[1]}/v1"
+        return f"{self._origin}{self._manners.base}"
+
+    @property
+    def _origin(self) -> str:
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
     def client(self, **kwargs: Any) -> "OpenAI":
         """A client of this server, closed with it; the keywords are those of `openai.OpenAI`.
 
-        Unless `http_client` is given, proxies of the environment are not used.
+        In the dialect "azure" it is an `openai.AzureOpenAI`. Unless `http_client` is given, proxies
+        of the environment are not used.
         """
-        from openai import DefaultHttpxClient, OpenAI
+        from openai import AzureOpenAI, DefaultHttpxClient, OpenAI
 
         if kwargs.get("http_client") is None:
             # Plain http on this machine: there is no certificate to check, and reading all that a
             # system trusts takes longer than most calls.
             kwargs["http_client"] = DefaultHttpxClient(trust_env=False, verify=False)
-        client = OpenAI(**{"base_url": self.base_url, "api_key": "sk-local", **kwargs})
+        if self._manners.needs_version:
+            azure = {"azure_endpoint": self._origin, "api_version": "2025-04-01-preview"}
+            client: OpenAI = AzureOpenAI(**{**azure, "api_key": "sk-local", **kwargs})
+        else:
+            client = OpenAI(**{"base_url": self.base_url, "api_key": "sk-local", **kwargs})
         return self._clients.enter_context(client)
 
     def inject(self, fault: Fault) -> None:
