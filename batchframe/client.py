@@ -23,6 +23,7 @@ import httpx2
 import msgspec
 import openai
 from openai._models import FinalRequestOptions
+from openai.lib.azure import API_KEY_SENTINEL
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from openai.types.completion_create_params import CompletionCreateParamsBase as LegacyParams
 from openai.types.embedding_create_params import EmbeddingCreateParams
@@ -477,6 +478,7 @@ def _batch_seen(batch_id: str, fields: Mapping[str, Any]) -> BatchSeen:
                 param=error["param"] if isinstance(error.get("param"), str) else None,
             )
             for error in map(_reason, errors if isinstance(errors, list) else ())
+            if error
         ),
         metadata={str(key): str(value) for key, value in metadata.items()},
     )
@@ -484,7 +486,7 @@ def _batch_seen(batch_id: str, fields: Mapping[str, Any]) -> BatchSeen:
 
 def _reason(error: object) -> Mapping[str, Any]:
     """Why a batch was refused; SiliconFlow says it in a text alone (docs, 2026-11)."""
-    return error if isinstance(error, Mapping) else {"message": error}
+    return {"message": error} if isinstance(error, str) else _mapping(error)
 
 
 def _status(word: object) -> BatchStatus:
@@ -575,7 +577,7 @@ def _account(client: openai.OpenAI) -> Account:
 
 def _has_other_credentials(client: openai.OpenAI) -> bool:
     """True where the key is not a fixed text: Azure's tokens, or a function that gives keys."""
-    return isinstance(client, openai.AzureOpenAI) or client._api_key_provider is not None  # noqa: SLF001
+    return client.api_key == API_KEY_SENTINEL or client._api_key_provider is not None  # noqa: SLF001
 
 
 def _check_key(key: str) -> None:

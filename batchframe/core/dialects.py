@@ -339,8 +339,8 @@ def dialect_of(
         near = get_close_matches(named, DIALECTS, n=1)
         meant = f" Did you mean {near[0]!r}?" if near else ""
         raise ParameterError(
-            f"dialect={named!r:.60} is none of {', '.join(map(repr, DIALECTS))}.{meant} "
-            "Nothing was sent."
+            f"dialect={named!r:.60} must be one of {', '.join(map(repr, DIALECTS))}, a bf.Dialect, "
+            f"or None.{meant} Nothing was sent."
         )
     host = _host(address)
     for pattern, (title, instead) in REFUSED.items():
