@@ -115,6 +115,7 @@ def serve(
                 "Point a client at it:\n"
                 f"  export OPENAI_BASE_URL={server.base_url}\n"
                 "  export OPENAI_API_KEY=anything\n"
+                f"{_spoken(dialect)}"
                 "\n"
                 f"Files and batches are kept in {directory or 'a temporary folder'}. Ctrl-C stops."
             )
@@ -152,6 +153,12 @@ def demo(
     tokens and the cost, and writes all rows to a parquet file.
     """
     run_demo(rows=rows, model=model.value, output=output)
+
+
+def _spoken(dialect: str) -> str:
+    if dialect == "openai":
+        return ""
+    return f"It speaks the dialect of another service: pass dialect={dialect!r}.\n"
 
 
 def _why_not_served(error: OSError, port: int) -> str:

@@ -11,9 +11,12 @@
     with LocalServer(clock=JumpClock(), faults=faults) as server:
         ...                                  # a day passes in no time, and things go wrong
 
-The modules, downwards: testing (the server as a context manager), server (HTTP), store (what is
-asked), timeline (what time does), work (rows), archive (what is kept), validation and requests
-(refusals), faults, models, schemas (answers in JSON), records (values).
+    with LocalServer(dialect="azure") as server:
+        ...                                  # it speaks like Azure OpenAI
+
+The modules, downwards: testing (the server as a context manager), dialects (how services speak),
+server (HTTP), store (what is asked), timeline (what time does), work (rows), archive (what is kept),
+validation and requests (refusals), faults, models, schemas (answers in JSON), records (values).
 """
 
 from .faults import Fault
