@@ -15,8 +15,9 @@
         ...                                  # it speaks like Azure OpenAI
 
 The modules, downwards: testing (the server as a context manager), dialects (how services speak),
-server (HTTP), store (what is asked), timeline (what time does), work (rows), archive (what is kept),
-validation and requests (refusals), faults, models, schemas (answers in JSON), records (values).
+server (HTTP), store (what is asked), timeline (what time does), work (rows), archive (what is
+kept), validation and requests (refusals), faults, models, schemas (answers in JSON), records
+(values).
 """
 
 from .faults import Fault

@@ -373,6 +373,61 @@ def test_rows_that_were_prepared_in_another_dialect_are_prepared_anew(tmp_path):
         assert set(server.executions().values()) == {1}
 
 
+HOUSE = bf.Dialect(name="house", urls={"/v1/chat/completions": "/house/chat"})
+
+
+def test_what_was_prepared_goes_out_as_its_lines_have_it(tmp_path):
+    # Nobody has the rows any more, so they cannot be prepared anew.
+    keywords = {"poll_interval": 0.01, "progress": False, "prices": {"m": bf.Rates(input=1)}}
+    with LocalServer(CallableModel(answer), dialect=HOUSE, stage_seconds=0) as server:
+        client = server.client()
+        server.inject(Fault("files.create", "error-before:400"))
+        with pytest.raises(bf.ProviderError):
+            bf.complete(
+                pl.DataFrame(DATA),
+                "prompt",
+                "id",
+                model="m",
+                client=client,
+                checkpoint=tmp_path,
+                dialect=HOUSE,
+                **keywords,
+            )
+        bf.open_run(tmp_path, client=client, dialect="generic", **keywords).wait()
+        assert server.billed().requests == 3
+        assert server.calls()["batches.create"] == 1
+
+
+def test_what_is_tried_again_is_addressed_anew(tmp_path):
+    is_up = False
+
+    def shaky(body):
+        return answer(body) if is_up else (500, {"error": {"message": "not now"}})
+
+    keywords = {"poll_interval": 0.01, "progress": False, "prices": {"m": bf.Rates(input=1)}}
+    place = {"directory": tmp_path / "server", "stage_seconds": 0}
+    frame = pl.DataFrame({"id": [1], "prompt": ["one"]})
+    with LocalServer(CallableModel(shaky), **place) as server:
+        port = httpx2.URL(server.base_url).port
+        out = bf.complete(
+            frame,
+            "prompt",
+            "id",
+            model="m",
+            client=server.client(),
+            checkpoint=tmp_path / "run",
+            max_retries=0,
+            **keywords,
+        )
+        assert out["completion_status"].item() == "failed"
+    is_up = True
+    with LocalServer(CallableModel(shaky), dialect=HOUSE, port=port, **place) as server:
+        client = server.client()
+        run = bf.open_run(tmp_path / "run", client=client, dialect=HOUSE, **keywords)
+        assert run.wait().status().rows == {"ok": 1}
+        assert server.billed().requests == 1
+
+
 # Money
 
 
