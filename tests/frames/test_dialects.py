@@ -1,5 +1,6 @@
 """The whole pipeline in the dialect of each service, through the client class that people use."""
 
+import asyncio
 from collections import Counter
 
 import httpx2
@@ -299,6 +300,8 @@ def test_what_the_service_does_not_take_is_refused_before_any_call(tmp_path, mon
 
 # Overridden
 
+HOUSE = bf.Dialect(name="house", urls={"/v1/chat/completions": "/house/chat"})
+
 
 def test_a_record_of_ones_own_holds(tmp_path):
     house = bf.Dialect(
@@ -373,7 +376,63 @@ def test_rows_that_were_prepared_in_another_dialect_are_prepared_anew(tmp_path):
         assert set(server.executions().values()) == {1}
 
 
-HOUSE = bf.Dialect(name="house", urls={"/v1/chat/completions": "/house/chat"})
+def every_form(keywords, tmp_path):
+    """What each function that sends gives back of the answers, one after the other."""
+    frame, named = pl.DataFrame(DATA), {"model": "m", **keywords}
+    frame.write_parquet(tmp_path / "in.parquet")
+    yield bf.submit(frame, "prompt", "id", checkpoint=tmp_path / "a", **named).result()
+    call = bf.acomplete(frame, "prompt", "id", checkpoint=tmp_path / "b", **named)
+    yield asyncio.run(call)
+    whole = bf.complete_parquet(
+        tmp_path / "in.parquet",
+        tmp_path / "out.parquet",
+        "prompt",
+        "id",
+        checkpoint=tmp_path / "c",
+        **named,
+    )
+    yield pl.read_parquet(whole)
+    lazy = frame.lazy().openai_batch.complete("prompt", "id", checkpoint=tmp_path / "d", **named)
+    yield lazy.collect()
+    yield frame.openai_batch.complete("prompt", "id", checkpoint=tmp_path / "e", **named)
+
+
+def test_every_function_that_sends_takes_a_dialect(tmp_path):
+    keywords = {"poll_interval": 0.01, "progress": False, "prices": {"m": bf.Rates(input=1)}}
+    with LocalServer(CallableModel(answer), dialect=HOUSE, stage_seconds=0) as server:
+        keywords |= {"client": server.client(), "dialect": HOUSE}
+        for out in every_form(keywords, tmp_path):
+            check(out)
+        assert server.billed().requests == 5 * 3
+
+
+@pytest.mark.parametrize(
+    ("function", "output"), [(bf.embed, "embedding"), (bf.moderate, "moderation")]
+)
+def test_vectors_and_verdicts_come_through_azure_as_well(tmp_path, function, output):
+    with LocalServer(dialect="azure", stage_seconds=0) as server:
+        out = function(
+            pl.DataFrame(DATA),
+            "prompt",
+            "id",
+            model="house-model",
+            client=server.client(),
+            checkpoint=tmp_path,
+            poll_interval=0.01,
+            progress=False,
+            prices=PRICES,
+        )
+    assert out[f"{output}_status"].to_list() == ["ok"] * 4
+
+
+def test_an_estimate_measures_the_lines_of_the_service():
+    frame = pl.DataFrame(DATA)
+    sizes = {
+        name: bf.estimate(frame, "prompt", "id", model="m", dialect=name).n_bytes
+        for name in ("openai", "azure")
+    }
+    # "/chat/completions" is three bytes shorter, four times.
+    assert sizes["openai"] - sizes["azure"] == 4 * len("/v1")
 
 
 def test_what_was_prepared_goes_out_as_its_lines_have_it(tmp_path):
