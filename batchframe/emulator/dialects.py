@@ -66,6 +66,11 @@ class Manners:
     #: The bodies of answers are JSON in strings.
     has_string_bodies: bool = False
 
+    @property
+    def is_plain(self) -> bool:
+        """True where nothing has to be translated: all is as at OpenAI."""
+        return self == Manners(dialect=self.dialect)
+
     def reshape(self, _kind: str, path: Path) -> None:
         """Give a result file that was just made the form of the service."""
         if self.has_string_bodies:

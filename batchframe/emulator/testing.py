@@ -171,7 +171,8 @@ class LocalServer:
             )
             stack.callback(self._store.close)
             app = create_app(self._store, self._script, self._hang_up)
-            app = Speaker(app, self._manners)
+            if not self._manners.is_plain:
+                app = Speaker(app, self._manners)
             self._server = uvicorn.Server(
                 uvicorn.Config(
                     app,
