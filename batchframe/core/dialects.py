@@ -229,8 +229,8 @@ _SERVICES = (
         title="Doubleword",
         hosts=("api.doubleword.ai",),
         windows=("1h", "24h"),
-        verified="docs (https://docs.doubleword.ai/inference-api), source of its server "
-        "(doublewordai/control-layer), 2026-11, emulator",
+        verified="source of its server (https://github.com/doublewordai/control-layer, 2026-11), "
+        "docs (2026-08), its limits are not known, emulator",
     ),
     Dialect(
         name="parasail",
