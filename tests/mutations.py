@@ -156,6 +156,46 @@ MUTATIONS = (
         "checkpoint",
         "broken_log",
     ),
+    Mutation(
+        "no prices of another service",
+        "core/prices.py",
+        "    if price_list is None:\n        return None\n",
+        "    price_list = price_list or OPENAI_LIST\n",
+        "core/test_prices.py",
+        "own_prices",
+    ),
+    Mutation(
+        "no key for an address of results",
+        "client.py",
+        'httpx2.Request("GET", link, headers=dict(headers))',
+        'httpx2.Request("GET", link, headers={"authorization": self._client.api_key})',
+        "client/test_client.py",
+        "without_the_key",
+    ),
+    Mutation(
+        "a create calls the endpoint what its lines call it",
+        "engine.py",
+        "checkpoint.url_of(job.number) or dialect.url(",
+        "dialect.url(",
+        "frames/test_dialects.py",
+        "goes_out_as",
+    ),
+    Mutation(
+        "lines that are sent again are addressed anew",
+        "rounds.py",
+        "cut_shards((addressed(chunk, url) for chunk in chunks), limits)",
+        "cut_shards(chunks, limits)",
+        "frames/test_dialects.py",
+        "addressed_anew",
+    ),
+    Mutation(
+        "rows that were prepared for another service are prepared anew",
+        "rounds.py",
+        " and self._is_addressed(number)",
+        "",
+        "frames/test_dialects.py",
+        "prepared_anew",
+    ),
 )
 
 
