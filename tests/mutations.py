@@ -111,8 +111,8 @@ MUTATIONS = (
     Mutation(
         "one status for every request",
         "core/results.py",
-        "[r if r is not None else without_line(i + 1) for i, r in enumerate(found)]",
-        "[r for r in found if r is not None]",
+        "rows_without = [row for row, entry in enumerate(entry_of) if entry < 0]",
+        "rows_without = []",
         "engine/test_engine.py",
         "line_that_is_missing",
     ),
