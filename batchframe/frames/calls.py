@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from batchframe.core.requests import Rows
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Account, Spec
-    from batchframe.engine import Submission
     from batchframe.frames.usage import Usage
+    from batchframe.jobs import Submission
     from batchframe.rounds import Options
 
 __all__ = [
@@ -597,7 +597,7 @@ def how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission,
     from batchframe.client import Provider
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Spec
-    from batchframe.engine import Submission
+    from batchframe.jobs import Submission
     from batchframe.rounds import Options
 
     provider = Provider(settings.client)
