@@ -17,6 +17,7 @@ from batchframe.checkpoint import Checkpoint, DownloadKind
 from batchframe.client import Unavailable, delete_quietly
 from batchframe.clock import Clock
 from batchframe.core.batches import BatchSeen, Collected, ResultsCommitted, ResultsLost, Usage
+from batchframe.core.dialects import Dialect
 from batchframe.core.prices import Prices, priced
 from batchframe.core.results import collect_results, whole_lines
 from batchframe.errors import AccountMismatchError, CheckpointCorruptError
@@ -48,7 +49,7 @@ def collect(
 
     def read() -> ResultsCommitted:
         table, committed = _read_downloads(
-            checkpoint, job.number, batch, digests, at, submission.prices
+            checkpoint, job.number, batch, digests, at, provider.dialect, submission.prices
         )
         checkpoint.store_results(job.number, table, committed)
         job.usage = _guessed_and_used(checkpoint, job.number, table)
@@ -98,6 +99,7 @@ def _read_downloads(
     batch: BatchSeen,
     digests: dict[str, str],
     at: float,
+    dialect: Dialect,
     prices: Prices | None = None,
 ) -> tuple[pa.Table, ResultsCommitted]:
     """A shard's downloads, as they are on disk -> one result per request, with its cost."""
@@ -125,6 +127,7 @@ def _read_downloads(
         model=checkpoint.model_of(number),
         at=datetime.fromtimestamp(at, UTC),
         prices=prices,
+        price_list=dialect.price_list,
     )
     committed = ResultsCommitted(
         downloads=digests,
@@ -141,7 +144,7 @@ def _read_downloads(
     return table, committed
 
 
-def repair(checkpoint: Checkpoint, clock: Clock) -> None:
+def repair(checkpoint: Checkpoint, clock: Clock, dialect: Dialect) -> None:
     """Make damaged results anew from their downloads, or have them fetched again.
 
     Where the downloads are damaged too, the shard goes back to Ended: the provider keeps its files
@@ -160,7 +163,7 @@ def repair(checkpoint: Checkpoint, clock: Clock) -> None:
                     if kind in digests:
                         _check_download(checkpoint, number, kind, digests[kind])
                 at = state.batch.created_at or clock.now()
-                table, _ = _read_downloads(checkpoint, number, state.batch, digests, at)
+                table, _ = _read_downloads(checkpoint, number, state.batch, digests, at, dialect)
                 checkpoint.write_results(number, table)
                 _log.warning("The damaged results of shard %s were made anew.", number)
             except CheckpointCorruptError as worse:

@@ -70,6 +70,13 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="The port; 0 is any free one.")
     ] = 0,
+    dialect: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The service that it speaks like: openai, azure, groq, ..., generic.",
+        ),
+    ] = "openai",
     model: Annotated[
         _Model | None,
         typer.Option(
@@ -192,6 +199,7 @@ def serve(
                 row_seconds=row_seconds,
                 enqueued_token_limit=enqueued_token_limit,
                 faults=faults,
+                dialect=dialect,
             ) as server,
             suppress(KeyboardInterrupt),
         ):
@@ -203,6 +211,7 @@ def serve(
                 "Point a client at it:\n"
                 f"  export OPENAI_BASE_URL={server.base_url}\n"
                 "  export OPENAI_API_KEY=anything\n"
+                f"{_spoken(dialect)}"
                 "\n"
                 f"Files and batches are kept in {directory or 'a temporary folder'}. Ctrl-C stops."
             )
@@ -210,6 +219,8 @@ def serve(
                 say(f"{wrong} Batches are taken all the same, and their rows wait.")
             while True:
                 time.sleep(3600)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--dialect") from None
     except OSError as error:
         raise BatchframeError(_why_not_served(error, port)) from error
     typer.echo("Stopped.")
@@ -240,6 +251,12 @@ def demo(
     tokens and the cost, and writes all rows to a parquet file.
     """
     run_demo(rows=rows, model=model.value, output=output)
+
+
+def _spoken(dialect: str) -> str:
+    if dialect == "openai":
+        return ""
+    return f"It speaks the dialect of another service: pass dialect={dialect!r}.\n"
 
 
 def _why_not_served(error: OSError, port: int) -> str:
