@@ -13,7 +13,7 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.checkpoint import Checkpoint, DownloadKind
+from batchframe.checkpoint import Checkpoint
 from batchframe.client import Unavailable, delete_quietly
 from batchframe.clock import Clock
 from batchframe.core.batches import BatchSeen, Collected, ResultsCommitted, ResultsLost, Usage
@@ -22,6 +22,7 @@ from batchframe.core.prices import Prices, priced
 from batchframe.core.results import collect_results, whole_lines
 from batchframe.errors import AccountMismatchError, CheckpointCorruptError
 from batchframe.jobs import Job, Submission
+from batchframe.layout import DownloadKind
 
 __all__ = ["collect", "repair"]
 

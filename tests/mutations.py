@@ -150,7 +150,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the seal of a commit",
-        "checkpoint.py",
+        "commits.py",
         "        if data != _sealed(payload):",
         "        if False:",
         "checkpoint",

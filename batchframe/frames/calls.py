@@ -509,8 +509,10 @@ def estimated(
 
 def _found(checkpoint: str | Path | None, spec: "Spec") -> "Checkpoint | None":
     """The checkpoint of the call, as it is on the disk; None where there is none yet."""
+    from batchframe.layout import SPEC
+
     path = checkpoint_path(checkpoint, spec)
-    if not (path / "spec.json").exists():
+    if not (path / SPEC).exists():
         return None
     there = read_checkpoint(path)
     there.check_spec(spec)

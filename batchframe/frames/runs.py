@@ -37,6 +37,7 @@ from batchframe.frames.calls import (
     unanswered,
 )
 from batchframe.frames.usage import Usage
+from batchframe.layout import LOG, SPEC
 from batchframe.overview import RunStatus, Sums, batches_of, overview_of, status_of
 from batchframe.pages import card
 from batchframe.pages import report as report_page
@@ -594,8 +595,8 @@ def runs(directory: str | Path = HOME) -> list[Run]:
     check_values(checkpoint=directory)
     root = Path(directory).expanduser()
     found = sorted(
-        (path.parent for path in root.glob("*/spec.json")),
-        key=lambda path: (path / "log").stat().st_mtime if (path / "log").is_dir() else 0.0,
+        (path.parent for path in root.glob(f"*/{SPEC}")),
+        key=lambda path: (path / LOG).stat().st_mtime if (path / LOG).is_dir() else 0.0,
         reverse=True,
     )
     handles = []
