@@ -17,14 +17,13 @@ from batchframe.checkpoint import Checkpoint
 from batchframe.client import Unavailable, delete_quietly
 from batchframe.clock import Clock
 from batchframe.core.batches import BatchSeen, Collected, ResultsCommitted, ResultsLost, Usage
-from batchframe.core.dialects import Dialect
 from batchframe.core.prices import Prices, priced
 from batchframe.core.results import collect_results, whole_lines
 from batchframe.errors import AccountMismatchError, CheckpointCorruptError
 from batchframe.jobs import Job, Submission
 from batchframe.layout import DownloadKind
 
-__all__ = ["collect", "repair"]
+__all__ = ["collect", "damaged", "repair"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +49,13 @@ def collect(
 
     def read() -> ResultsCommitted:
         table, committed = _read_downloads(
-            checkpoint, job.number, batch, digests, at, provider.dialect, submission.prices
+            checkpoint,
+            job.number,
+            batch,
+            digests,
+            at,
+            provider.dialect.price_list,
+            submission.prices,
         )
         checkpoint.store_results(job.number, table, committed)
         job.usage = _guessed_and_used(checkpoint, job.number, table)
@@ -100,7 +105,7 @@ def _read_downloads(
     batch: BatchSeen,
     digests: dict[str, str],
     at: float,
-    dialect: Dialect,
+    price_list: str | None,
     prices: Prices | None = None,
 ) -> tuple[pa.Table, ResultsCommitted]:
     """A shard's downloads, as they are on disk -> one result per request, with its cost."""
@@ -128,7 +133,7 @@ def _read_downloads(
         model=checkpoint.model_of(number),
         at=datetime.fromtimestamp(at, UTC),
         prices=prices,
-        price_list=dialect.price_list,
+        price_list=price_list,
     )
     committed = ResultsCommitted(
         downloads=digests,
@@ -145,31 +150,37 @@ def _read_downloads(
     return table, committed
 
 
-def repair(checkpoint: Checkpoint, clock: Clock, dialect: Dialect) -> None:
+def damaged(checkpoint: Checkpoint) -> dict[int, Collected]:
+    """The collected shards whose results on the disk are damaged: all of them are read."""
+    found = {}
+    for number, shard in list(checkpoint.shards.items()):
+        if isinstance(shard.state, Collected):
+            try:
+                checkpoint.results_of(number)
+            except CheckpointCorruptError:
+                found[number] = shard.state
+    return found
+
+
+def repair(checkpoint: Checkpoint, clock: Clock, price_list: str | None) -> None:
     """Make damaged results anew from their downloads, or have them fetched again.
 
     Where the downloads are damaged too, the shard goes back to Ended: the provider keeps its files
     for 30 days, and nothing is sent again.
     """
-    for number, shard in list(checkpoint.shards.items()):
-        state = shard.state
-        if not isinstance(state, Collected):
-            continue
+    for number, state in damaged(checkpoint).items():
+        digests = state.results.downloads
         try:
-            checkpoint.results_of(number)
-        except CheckpointCorruptError:
-            digests = state.results.downloads
-            try:
-                for kind in ("output", "error"):
-                    if kind in digests:
-                        _check_download(checkpoint, number, kind, digests[kind])
-                at = state.batch.created_at or clock.now()
-                table, _ = _read_downloads(checkpoint, number, state.batch, digests, at, dialect)
-                checkpoint.write_results(number, table)
-                _log.warning("The damaged results of shard %s were made anew.", number)
-            except CheckpointCorruptError as worse:
-                checkpoint.commit(number, ResultsLost())
-                _log.warning("The damaged results of shard %s are fetched again: %s", number, worse)
+            for kind in ("output", "error"):
+                if kind in digests:
+                    _check_download(checkpoint, number, kind, digests[kind])
+            at = state.batch.created_at or clock.now()
+            table, _ = _read_downloads(checkpoint, number, state.batch, digests, at, price_list)
+            checkpoint.write_results(number, table)
+            _log.warning("The damaged results of shard %s were made anew.", number)
+        except CheckpointCorruptError as worse:
+            checkpoint.commit(number, ResultsLost())
+            _log.warning("The damaged results of shard %s are fetched again: %s", number, worse)
 
 
 def _check_download(checkpoint: Checkpoint, number: int, kind: DownloadKind, expected: str) -> None:

@@ -196,6 +196,14 @@ MUTATIONS = (
         "frames/test_dialects.py",
         "prepared_anew",
     ),
+    Mutation(
+        "damaged results are made anew where somebody waits",
+        "frames/runs.py",
+        "                self._repair(there)\n",
+        "",
+        "frames/test_runs.py",
+        "damaged",
+    ),
 )
 
 
