@@ -23,8 +23,8 @@ from batchframe.core.prices import Prices
 from batchframe.core.requests import RowKeys, Rows
 from batchframe.core.retries import latest
 from batchframe.core.spec import Spec
-from batchframe.engine import Job
 from batchframe.errors import BudgetExceededError, CheckpointCorruptError, ParameterError
+from batchframe.jobs import Job
 from batchframe.plans import most_usd
 
 __all__ = ["Budget", "check_bounded"]

@@ -52,7 +52,14 @@ from batchframe.errors import (
 if TYPE_CHECKING:
     from openai._legacy_response import LegacyAPIResponse
 
-__all__ = ["PARAMETERS", "Provider", "Unavailable", "account_of", "open_client"]
+__all__ = [
+    "PARAMETERS",
+    "Provider",
+    "Unavailable",
+    "account_of",
+    "delete_quietly",
+    "open_client",
+]
 
 #: Body fields of each endpoint that the SDK knows.
 PARAMETERS = {
@@ -412,6 +419,13 @@ class Provider:
             httpx2.StreamError,
         ) as error:
             raise Unavailable(f"{what} failed: {type(error).__name__}") from error
+
+
+def delete_quietly(provider: Provider, file_id: str | None) -> None:
+    """Delete a file of ours, where that is only a matter of tidiness."""
+    if file_id:
+        with suppress(Unavailable, ProviderError):
+            provider.delete_file(file_id)
 
 
 def _status_error(error: openai.APIStatusError, what: str, known: str | None) -> Exception:

@@ -18,6 +18,7 @@ from batchframe.clock import Clock
 from batchframe.core.batches import BatchSeen, Creating, Live, State, Uploaded, Uploading
 from batchframe.core.queues import queue_of
 from batchframe.errors import AccountMismatchError, CheckpointError, ProviderError
+from batchframe.layout import Layout
 from batchframe.storage import Storage
 
 try:
@@ -140,7 +141,7 @@ class Ledger:
             try:
                 if path in self._known:
                     self._known[path].catch_up()
-                elif (path / "spec.json").is_file():
+                elif Layout(path).spec.is_file():
                     self._known[path] = Checkpoint.read(path, self._storage, self._clock)
             except (CheckpointError, OSError):  # not a checkpoint, or not any more
                 self._known.pop(path, None)

@@ -48,8 +48,8 @@ from batchframe.core.results import answer_bodies, split_lines
 from batchframe.core.shards import Limits, fitting
 from batchframe.core.spec import CHAT_COMPLETIONS, Spec, json_value
 from batchframe.core.usage import prompt_and_completion_usd
-from batchframe.engine import Submission
 from batchframe.errors import CheckpointError, ParameterError, RowError
+from batchframe.jobs import Submission
 from batchframe.parameters import (
     SHORTEST_POLL,
     body_params,

@@ -20,7 +20,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.checkpoint import Checkpoint, Shard
+from batchframe.checkpoint import Checkpoint
+from batchframe.commits import Shard
 from batchframe.core.batches import (
     KEPT_DAYS,
     BatchSeen,

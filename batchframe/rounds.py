@@ -27,7 +27,8 @@ import pyarrow.compute as pc
 
 from batchframe.budget import Budget, check_bounded
 from batchframe.checkpoint import Checkpoint
-from batchframe.client import Unavailable
+from batchframe.client import Unavailable, delete_quietly
+from batchframe.collecting import repair
 from batchframe.core.batches import (
     KEPT_DAYS,
     Collected,
@@ -56,14 +57,7 @@ from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
 from batchframe.core.shards import Limits, cut_shards, within_queue
 from batchframe.core.spec import Spec
-from batchframe.engine import (
-    Engine,
-    Job,
-    Submission,
-    default_engine,
-    delete_quietly,
-    repair,
-)
+from batchframe.engine import Engine, default_engine
 from batchframe.errors import (
     BudgetExceededError,
     CheckpointCorruptError,
@@ -72,6 +66,7 @@ from batchframe.errors import (
     RowError,
     RunTimeoutError,
 )
+from batchframe.jobs import Job, Submission
 from batchframe.plans import (
     FOR_PLANS,
     check_types_of_ids,
@@ -522,7 +517,7 @@ class Rounds:
         try:
             table = self.checkpoint.results(FOR_PLANS, numbers=new)
         except CheckpointCorruptError:
-            repair(self.checkpoint, self.engine.clock, self.dialect)
+            repair(self.checkpoint, self.engine.clock, self.dialect.price_list)
             new = self._unread()
             table = self.checkpoint.results(FOR_PLANS, numbers=new)
         self._known = table if self._known is None else pa.concat_tables([self._known, table])
@@ -985,7 +980,7 @@ class Rounds:
     def _n_unsent(self) -> int:
         known = Creating | Live | Ended | Collected
         waiting = (job for job in self.jobs if not isinstance(job.state, known))
-        return self._n_unfrozen + self._n_held() + sum(map(_n_requests, waiting))
+        return self._n_unfrozen + self._n_held() + sum(job.n_requests for job in waiting)
 
     def tally(self) -> Tally:
         """Where the run stands; rows that are sent again count where they were sent last."""
@@ -993,7 +988,7 @@ class Rounds:
         jobs = list(self.jobs)
         for job in jobs:
             state = job.state
-            n_requests = _n_requests(job) - self._looked_at.get(job.number, 0)
+            n_requests = job.n_requests - self._looked_at.get(job.number, 0)
             prepared += n_requests
             sent += n_requests if isinstance(state, Live | Ended | Collected) else 0
             done += _n_done(state, n_requests)
@@ -1015,10 +1010,6 @@ class Left(BaseException):
 
 def _n_asked(rows: Rows) -> int:
     return len(rows) - int(rows.prompts.null_count)
-
-
-def _n_requests(job: Job) -> int:
-    return job.checkpoint.shards[job.number].frozen.n_requests
 
 
 def _n_answered(keys: pa.FixedSizeBinaryArray, rows: pa.FixedSizeBinaryArray) -> pa.Int64Array:

@@ -68,7 +68,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the intent before the create",
-        "engine.py",
+        "steps.py",
         '        case None:\n            _log.warning("shard %s: the create got no answer',
         "        case None:\n"
         "            checkpoint.commit(job.number, CreateRefused(code='', message=''))\n"
@@ -86,7 +86,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the search again and again",
-        "engine.py",
+        "steps.py",
         "    if left > 0:",
         "    if left > grace:",
         "engine/test_engine.py",
@@ -102,7 +102,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the fence: a file that is given up is deleted",
-        "engine.py",
+        "steps.py",
         "    provider.delete_file(search.file_id)\n",
         "",
         "engine/test_engine.py",
@@ -126,7 +126,7 @@ MUTATIONS = (
     ),
     Mutation(
         "both files, whatever the counts say",
-        "engine.py",
+        "collecting.py",
         '        "output": batch.output_file_id,',
         '        "output": batch.output_file_id if batch.n_done else None,',
         "engine",
@@ -150,7 +150,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the seal of a commit",
-        "checkpoint.py",
+        "commits.py",
         "        if data != _sealed(payload):",
         "        if False:",
         "checkpoint",
@@ -174,7 +174,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a create calls the endpoint what its lines call it",
-        "engine.py",
+        "steps.py",
         "checkpoint.url_of(job.number) or dialect.url(",
         "dialect.url(",
         "frames/test_dialects.py",
@@ -195,6 +195,14 @@ MUTATIONS = (
         "",
         "frames/test_dialects.py",
         "prepared_anew",
+    ),
+    Mutation(
+        "damaged results are made anew where somebody waits",
+        "frames/runs.py",
+        "                self._repair(there)\n",
+        "",
+        "frames/test_runs.py",
+        "damaged",
     ),
 )
 

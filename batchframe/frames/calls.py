@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from batchframe.core.requests import Rows
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Spec
-    from batchframe.engine import Submission
     from batchframe.frames.usage import Usage
+    from batchframe.jobs import Submission
     from batchframe.rounds import Options
 
 __all__ = [
@@ -509,8 +509,10 @@ def estimated(
 
 def _found(checkpoint: str | Path | None, spec: "Spec") -> "Checkpoint | None":
     """The checkpoint of the call, as it is on the disk; None where there is none yet."""
+    from batchframe.layout import SPEC
+
     path = checkpoint_path(checkpoint, spec)
-    if not (path / "spec.json").exists():
+    if not (path / SPEC).exists():
         return None
     there = read_checkpoint(path)
     there.check_spec(spec)
@@ -612,7 +614,7 @@ def how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission,
     from batchframe.client import Provider
     from batchframe.core.shards import fitting
     from batchframe.core.spec import Spec
-    from batchframe.engine import Submission
+    from batchframe.jobs import Submission
     from batchframe.rounds import Options
 
     provider = Provider(settings.client, settings.dialect)

@@ -19,8 +19,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from batchframe.client import Provider, Unavailable
+from batchframe.checkpoint import Checkpoint
+from batchframe.client import Provider, Unavailable, account_of
 from batchframe.clock import SystemClock
+from batchframe.collecting import damaged, repair
 from batchframe.core.batches import Collected, Dropped, Live
 from batchframe.core.dialects import price_list_of
 from batchframe.core.prices import unpriced_models
@@ -37,6 +39,7 @@ from batchframe.frames.calls import (
     unanswered,
 )
 from batchframe.frames.usage import Usage
+from batchframe.layout import LOG, SPEC
 from batchframe.overview import RunStatus, Sums, batches_of, overview_of, status_of
 from batchframe.pages import card
 from batchframe.pages import report as report_page
@@ -51,6 +54,7 @@ from batchframe.rounds import (
     rounds_of_rows,
     warn_of_unknown_prices,
 )
+from batchframe.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -58,7 +62,6 @@ if TYPE_CHECKING:
     import openai
     import pyarrow as pa
 
-    from batchframe.checkpoint import Checkpoint
     from batchframe.core.dialects import Dialect
     from batchframe.core.prices import Prices
     from batchframe.core.shards import Limits
@@ -100,6 +103,8 @@ class Run:
         self._ended = threading.Event()
         self._starting = threading.Lock()
         self._is_left = False
+        #: All results were read once, and what was damaged is made anew, or to be fetched again.
+        self._is_whole = False
         self._there: Checkpoint | None = None
         self._looking = threading.Lock()
         self._sums = Sums()
@@ -204,6 +209,9 @@ class Run:
     def wait(self, timeout: float | None = None) -> Self:
         """Work on the run until nothing is left to send or to collect.
 
+        Of a run that `open_run` found, results that are damaged on the disk are made anew from the
+        downloads, or fetched again; nothing is sent for them.
+
         Args:
             timeout: Seconds to wait; None waits as long as it takes.
 
@@ -213,6 +221,7 @@ class Run:
         Raises:
             RunTimeoutError: `timeout` passed; the run goes on.
             CheckpointBusyError: another process works on it.
+            CheckpointError: it is broken, or cannot be read now.
             ApiKeyError: there is something to do, and no usable key.
             ProviderError: the service refused for good.
             BudgetExceededError: `max_cost_usd` has no room for more rows.
@@ -352,6 +361,9 @@ class Run:
             if self._is_working or (self._ended.is_set() and self._rounds is not None):
                 return
             there = read_checkpoint(self._path)
+            if not (self._is_whole or there.is_at_work()):
+                self._repair(there)
+                self._is_whole = True
             # Of one that somebody works on, more may come.
             if _is_settled(there) and not there.is_at_work():
                 self._is_left = False
@@ -362,6 +374,22 @@ class Run:
             )
             options = replace(options, progress=False, timeout=None)
             self._work_on(rounds_of_checkpoint(spec, submission, path, options=options))
+
+    def _repair(self, there: Checkpoint) -> None:
+        """Make damaged results anew; where their downloads are damaged too, there is work again."""
+        if not damaged(there):
+            return
+        clock = SystemClock()
+        account, dialect = account_of(self._settings.client, self._settings.dialect)
+        is_ours = account == there.spec.account  # else only the address tells whose prices hold
+        price_list = dialect.price_list if is_ours else price_list_of(there.spec.account.base_url)
+        checkpoint = Checkpoint.open(self._path, there.spec, Storage(), clock)
+        try:
+            with checkpoint.planning:
+                repair(checkpoint, clock, price_list)
+        finally:
+            checkpoint.close()
+        there.catch_up()
 
     def _watch(self, event: threading.Event, timeout: float | None) -> None:
         """Wait for an event of the work, and show how it stands."""
@@ -400,7 +428,7 @@ class Run:
             )
         return self
 
-    def _look(self) -> "Checkpoint":
+    def _look(self) -> Checkpoint:
         """The checkpoint as it is now."""
         rounds = self._rounds
         if rounds is not None and self._is_working:
@@ -413,7 +441,7 @@ class Run:
             self._ask(self._there)
             return self._there
 
-    def _ask(self, checkpoint: "Checkpoint") -> None:
+    def _ask(self, checkpoint: Checkpoint) -> None:
         """Ask live batches how they are, as nobody here does; what is not answered stays."""
         live = {
             shard.state.batch.batch_id: number
@@ -459,13 +487,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_parents)
 
 
-def _is_settled(checkpoint: "Checkpoint") -> bool:
+def _is_settled(checkpoint: Checkpoint) -> bool:
     """True where nothing is left to send or to collect."""
     done = all(isinstance(shard.state, Collected | Dropped) for shard in checkpoint.shards.values())
     return done and not checkpoint.to_send_again()
 
 
-def _shared(checkpoint: "Checkpoint") -> dict[str, Any]:
+def _shared(checkpoint: Checkpoint) -> dict[str, Any]:
     """The fields of a checkpoint's spec, without the account: the key's is compared to it."""
     spec = checkpoint.spec
     return {
@@ -594,8 +622,8 @@ def runs(directory: str | Path = HOME) -> list[Run]:
     check_values(checkpoint=directory)
     root = Path(directory).expanduser()
     found = sorted(
-        (path.parent for path in root.glob("*/spec.json")),
-        key=lambda path: (path / "log").stat().st_mtime if (path / "log").is_dir() else 0.0,
+        (path.parent for path in root.glob(f"*/{SPEC}")),
+        key=lambda path: (path / LOG).stat().st_mtime if (path / LOG).is_dir() else 0.0,
         reverse=True,
     )
     handles = []

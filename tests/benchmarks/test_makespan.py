@@ -24,7 +24,8 @@ from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
 from batchframe.emulator.tokens import count_prompt_tokens
-from batchframe.engine import Engine, Submission
+from batchframe.engine import Engine
+from batchframe.jobs import Submission
 from batchframe.rounds import Options, run_rows
 
 pytestmark = pytest.mark.benchmark

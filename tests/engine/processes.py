@@ -173,10 +173,10 @@ def _live(call: Call, pipe: int) -> None:
         while line:
             line = line[os.write(pipe, line) :]
 
-    from batchframe import checkpoint
+    from batchframe import lock
 
     if not call.get("lock", True):
-        checkpoint.fcntl = None
+        lock.fcntl = None
     if at := call.get("at"):
         _intervene(at, lambda: _DEEDS[call["do"]](call, pipe, tell))
     try:

@@ -12,7 +12,7 @@ from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, LocalServer
-from batchframe.engine import Submission
+from batchframe.jobs import Submission
 from batchframe.rounds import Options, rounds_of_checkpoint, run_rows, run_windows
 from batchframe.storage import Storage
 

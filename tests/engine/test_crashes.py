@@ -17,8 +17,9 @@ from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
-from batchframe.engine import Engine, Submission
+from batchframe.engine import Engine
 from batchframe.errors import ProviderError
+from batchframe.jobs import Submission
 from batchframe.rounds import Options, run_rows
 from batchframe.storage import Storage
 from tests.engine.mortality import Died, Life, MortalProvider, MortalStorage

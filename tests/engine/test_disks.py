@@ -28,7 +28,8 @@ from batchframe.core.requests import Rows, render_requests
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Account, Spec
 from batchframe.emulator import JumpClock, LocalServer
-from batchframe.engine import Engine, Submission
+from batchframe.engine import Engine
+from batchframe.jobs import Submission
 from batchframe.rounds import Options, run_rows
 from batchframe.storage import Storage
 

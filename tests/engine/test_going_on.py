@@ -14,7 +14,7 @@ from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, LocalServer
-from batchframe.engine import Submission
+from batchframe.jobs import Submission
 from batchframe.rounds import Left, Options, rounds_of_rows
 from batchframe.storage import Storage
 

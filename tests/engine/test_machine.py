@@ -21,7 +21,8 @@ from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import Fault, JumpClock, LocalServer
-from batchframe.engine import Engine, Submission
+from batchframe.engine import Engine
+from batchframe.jobs import Submission
 from batchframe.rounds import Options, run_rows
 from tests.engine.mortality import Died, Life, MortalProvider, MortalStorage
 

@@ -27,8 +27,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from batchframe.checkpoint import _Commit
 from batchframe.clock import SystemClock
+from batchframe.commits import Commit
 from batchframe.core.batches import Collected, Dropped, ShardFrozen, State, advance
 from batchframe.emulator import Echo, Fault, LocalServer
 from batchframe.ledger import Ledger
@@ -135,7 +135,7 @@ class Log:
         with suppress(FileNotFoundError):
             while True:
                 data = (self._folder / f"{self._n_read:08d}.json").read_bytes()
-                commit = msgspec.json.decode(data.partition(b"\n")[0], type=_Commit)
+                commit = msgspec.json.decode(data.partition(b"\n")[0], type=Commit)
                 self.states[commit.shard] = advance(self.states.get(commit.shard), commit.event)
                 self.last = type(commit.event).__name__
                 if isinstance(commit.event, ShardFrozen):

@@ -14,7 +14,8 @@ from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
-from batchframe.engine import Engine, Submission
+from batchframe.engine import Engine
+from batchframe.jobs import Submission
 from batchframe.rounds import Left, Options, find_keys, rounds_of_rows
 from batchframe.storage import Storage
 

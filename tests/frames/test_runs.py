@@ -323,6 +323,41 @@ def test_a_run_whose_rows_are_all_there_needs_no_key(complete, checkpoint, monke
     assert opened.result()["completion"].to_pylist() == ANSWERS
 
 
+def test_damaged_results_are_made_anew_where_somebody_waits_for_the_run(
+    complete, checkpoint, calls, monkeypatch
+):
+    complete(pl.DataFrame(data()))
+    before, asked = bf.results(checkpoint), calls()
+    (checkpoint / "results" / "00000.parquet").write_bytes(b"damaged")
+    with pytest.raises(bf.CheckpointError, match="cannot be read"):
+        bf.results(checkpoint)
+    # The downloads are here: nobody needs to be asked.
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+    bf.open_run(checkpoint, progress=False).wait()
+
+    assert bf.results(checkpoint) == before
+    assert calls() == asked
+
+
+def test_damaged_results_without_downloads_are_fetched_again_where_somebody_waits(
+    complete, checkpoint, calls, client, monkeypatch
+):
+    complete(pl.DataFrame(data()))
+    before = bf.results(checkpoint)
+    (checkpoint / "results" / "00000.parquet").unlink()
+    (checkpoint / "raw" / "00000-output.jsonl.zst").write_bytes(b"damaged")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(bf.ApiKeyError):
+        bf.open_run(checkpoint, progress=False).wait()
+
+    run = bf.open_run(checkpoint, client=client, poll_interval=0.01, progress=False)
+
+    assert run.result() == before
+    assert calls()["files.content"] == 2
+    assert calls()["batches.create"] == 1
+
+
 def test_a_key_of_another_account_sends_nothing(keywords, still, checkpoint):
     bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords).detach()
     before = still.calls()
