@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers, UploadFile
@@ -21,7 +22,7 @@ from .requests import (
     read_order,
     read_upload_order,
 )
-from .store import Store
+from .store import Store, no_file
 
 __all__ = ["OPERATIONS", "Operation"]
 
@@ -100,15 +101,29 @@ class _Content(FileResponse):
     """The bytes of a file, or ranges of them. What cannot be had is refused in the envelope."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+
         async def checked(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                sent = Headers(raw=message["headers"])
-                headers = {k: sent[k] for k in ("content-range",) if k in sent}
-                text = "The Range header cannot be satisfied."
-                raise Refusal(message["status"], text, param="range", headers=headers)
+            nonlocal start
+            if message["type"] == "http.response.start":
+                if message["status"] >= 400:
+                    sent = Headers(raw=message["headers"])
+                    headers = {k: sent[k] for k in ("content-range",) if k in sent}
+                    text = "The Range header cannot be satisfied."
+                    raise Refusal(message["status"], text, param="range", headers=headers)
+                start = message  # sent with the first bytes: until then the file may be gone
+                return
+            if start is not None:
+                await send(start)
+                start = None
             await send(message)
 
-        await super().__call__(scope, receive, checked)
+        try:
+            await super().__call__(scope, receive, checked)
+        except (FileNotFoundError, RuntimeError):  # the latter is what starlette makes of it
+            if Path(self.path).exists():
+                raise
+            raise no_file(Path(self.path).name) from None
 
 
 # --- uploads

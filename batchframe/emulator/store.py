@@ -25,7 +25,7 @@ from .uploads import Uploads
 from .upstream import Upstream
 from .webhooks import Courier, Webhook
 
-__all__ = ["Policy", "Store"]
+__all__ = ["Policy", "Store", "no_file"]
 
 #: Calls that are remembered one by one.
 _LOGGED_CALLS = 1_000
@@ -114,7 +114,7 @@ class Store:
             now = self._timeline.settle()
             file = self._archive.files.get(file_id)
             if file is None or file.created_at > now:
-                raise Refusal(404, f"No such File object: {file_id}", param="id")
+                raise no_file(file_id)
             return file
 
     def files(
@@ -245,6 +245,11 @@ class Store:
         with self._changed:
             batch = self._archive.batches[batch_id]
             self._archive.save(replace(batch, rows_before_expiry=n_rows))
+
+
+def no_file(file_id: str) -> Refusal:
+    """Refuse what asks for a file that is not there."""
+    return Refusal(404, f"No such File object: {file_id}", param="id")
 
 
 def _page(
