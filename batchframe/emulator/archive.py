@@ -36,7 +36,9 @@ def new_file_id() -> str:
 class Archive:
     """One directory with its records and contents, which nobody else may read.
 
-    Raises OSError where another archive has the directory, or its records cannot be read. With `announces`, each batch that ends leaves a `Delivery`, in the transaction of its end.
+    With `announces`, each batch that ends leaves a `Delivery`, in the transaction of its end.
+
+    Raises OSError where another archive has the directory, or its records cannot be read.
     """
 
     def __init__(self, directory: Path, *, announces: bool = False) -> None:

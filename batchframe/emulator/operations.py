@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
+from anyio import Path as AsyncPath
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.requests import Request
@@ -121,9 +121,10 @@ class _Content(FileResponse):
         try:
             await super().__call__(scope, receive, checked)
         except (FileNotFoundError, RuntimeError):  # the latter is what starlette makes of it
-            if Path(self.path).exists():
+            path = AsyncPath(self.path)
+            if await path.exists():
                 raise
-            raise no_file(Path(self.path).name) from None
+            raise no_file(path.name) from None
 
 
 # --- uploads

@@ -216,6 +216,7 @@ class LocalServer:
                     log_config=None,
                     log_level="error",  # what goes wrong in here is seen on stderr
                     access_log=False,
+                    proxy_headers=False,  # a connection is found by its address to be closed
                     lifespan="off",
                     ws="none",
                     http="h11",
@@ -251,7 +252,7 @@ class LocalServer:
         """What a client takes as `base_url`."""
         address, port = self._socket.getsockname()[:2]
         if ipaddress.ip_address(address).is_unspecified:  # all addresses, so this one as well
-            address = "127.0.0.1"
+            address = "::1" if ":" in address else "127.0.0.1"
         host = f"[{address}]" if ":" in address else address
         return f"http://{host}:{port}/v1"
 

@@ -1,4 +1,4 @@
-"""The directory of a server: who may have it, and what is in it when a disk or a kill interferes."""
+"""The directory of a server: who may have it, and what is in it after a failure."""
 
 import subprocess
 import sys
@@ -16,8 +16,11 @@ def test_a_directory_has_one_server_at_a_time(serve, tmp_path):
     first = serve(directory=tmp_path)
     with pytest.raises(OSError, match="another server uses the directory"):
         serve(directory=tmp_path)
-    program = f"from batchframe.emulator import LocalServer\nLocalServer(directory={str(tmp_path)!r}).start()"
-    command = [sys.executable, "-c", program]
+    program = (
+        "import sys\nfrom batchframe.emulator import LocalServer\n"
+        "LocalServer(directory=sys.argv[1]).start()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
     other = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert "another server uses the directory" in other.stderr
 
@@ -28,7 +31,7 @@ def test_a_directory_has_one_server_at_a_time(serve, tmp_path):
 
 def test_records_that_are_none_are_an_error_that_names_them(tmp_path):
     (tmp_path / "store.sqlite").write_text("no database, but a text that is long enough" * 100)
-    with pytest.raises(OSError, match="store.sqlite cannot be used: file is not a database"):
+    with pytest.raises(OSError, match=r"store\.sqlite cannot be used: file is not a database"):
         LocalServer(directory=tmp_path).start()
 
 
