@@ -70,6 +70,8 @@ def check_input(
     number = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if number > max_requests:  # they are counted only: memory is for no more than that
+                continue
             request = _decoded(line)
             if not isinstance(request, dict):
                 message = "This line is not parseable as valid JSON."
@@ -104,6 +106,8 @@ def _decoded(line: bytes) -> Any:
 
 
 def _over_limits(n_requests: int, max_requests: int, inputs: int) -> Iterator[LineError]:
+    if not n_requests:  # the code of Azure (batch guide, 2026-08); not seen on the service
+        yield LineError("empty_file", "The input file has no requests.")
     if n_requests > max_requests:
         message = (
             f"This batch contains {n_requests} requests, which is more than the maximum of"

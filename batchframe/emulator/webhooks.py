@@ -11,7 +11,6 @@ import binascii
 import hmac
 import logging
 import secrets
-import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,8 +91,8 @@ class Courier:
         while not self._closing:
             try:
                 self._work()
-            except (OSError, sqlite3.Error):
-                _LOGGER.exception("The server's directory cannot be written; trying again")
+            except Exception:  # a full disk, or what a caller's function of the pace raised
+                _LOGGER.exception("The webhooks cannot go on; trying again")
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, _DISK_SECONDS)
 

@@ -8,7 +8,6 @@ are places. When its batch leaves `in_progress`, a row is given up.
 
 import asyncio
 import logging
-import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -79,8 +78,8 @@ class Window:
             while not self._closing:
                 try:
                     self._fill(ask)
-                except (OSError, sqlite3.Error):
-                    _LOGGER.exception("The server's directory cannot be written; trying again")
+                except Exception:  # a full disk, or what a caller's function of the pace raised
+                    _LOGGER.exception("The rows cannot go on; trying again")
                     await asyncio.sleep(_DISK_SECONDS)
                 if self._tasks:
                     await asyncio.wait(

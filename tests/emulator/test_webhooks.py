@@ -236,7 +236,7 @@ def test_a_disk_that_was_full_for_a_while_loses_no_webhook(serve, caplog):
         with archive.changed:
             archive._database.execute("PRAGMA query_only = ON")
             bench.clock.advance(3)
-        while "cannot be written" not in caplog.text:
+        while "cannot go on" not in caplog.text:
             pass
         with archive.changed:
             archive._database.execute("PRAGMA query_only = OFF")

@@ -130,3 +130,36 @@ def test_a_process_that_never_stops_its_slow_server_can_end():
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, timeout=60, capture_output=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_lines_beyond_the_limit_are_counted_and_not_looked_at(serve):
+    bench = serve(max_requests=2)
+    batch = bench.after(bench.submit(bench.lines(2) + b"{}\n" * 3), HOUR)
+
+    (error,) = batch.errors.data
+    assert (error.code, error.line) == ("too_many_requests", None)
+    assert "contains 5 requests" in error.message
+
+
+def test_a_batch_of_no_requests_fails(bench):
+    file = bench.upload(b"", purpose="user_data")
+    batch = bench.after(bench.create(file.id), HOUR)
+    assert [(e.code, e.line) for e in batch.errors.data] == [("empty_file", None)]
+
+
+def test_rows_go_on_after_an_error_that_passes(serve, caplog):
+    is_broken = True
+
+    def stage(_batch_id):
+        if is_broken:
+            raise RuntimeError("the stage is not known yet")
+        return 0
+
+    bench = serve(CallableModel(lambda _body: "fine", instant=False), stage_seconds=stage)
+    file = bench.upload(bench.lines(1))
+    created = bench.create(file.id)
+    while "the stage is not known yet" not in caplog.text:
+        pass
+    is_broken = False
+
+    assert ended(bench, created).request_counts.completed == 1
