@@ -57,6 +57,7 @@ from batchframe.parameters import col
 
 if TYPE_CHECKING:
     from batchframe import emulator
+    from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Rates
     from batchframe.core.shards import Limits
@@ -75,6 +76,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatchError",
     "ColumnError",
+    "Dialect",
     "ErrorRatioExceededError",
     "Estimate",
     "InputError",
@@ -108,6 +110,7 @@ __all__ = [
 
 #: What is imported when it is asked for, and from where.
 _HEAVY = {
+    "Dialect": "batchframe.core.dialects",
     "Estimate": "batchframe.core.estimates",
     "Limits": "batchframe.core.shards",
     "Rates": "batchframe.core.prices",

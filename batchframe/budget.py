@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +37,7 @@ def check_bounded(
     limit: float | None,
     *,
     prices: Prices | None,
+    price_list: str | None,
     now: float,
 ) -> None:
     """Raise ParameterError if there is a limit, and nothing bounds what the rows cost."""
@@ -50,7 +52,8 @@ def check_bounded(
             "costs. Nothing was sent. Set max_completion_tokens= (of responses: "
             "max_output_tokens=)."
         )
-    cost, _ = price_takes(taken, new, spec, at=datetime.fromtimestamp(now, UTC), prices=prices)
+    at = datetime.fromtimestamp(now, UTC)
+    cost, _ = price_takes(taken, new, spec, at=at, prices=prices, price_list=price_list)
     if cost is None:
         raise ParameterError(
             f"max_cost_usd={limit} needs prices, and that of a model is not known. Nothing was "
@@ -66,6 +69,8 @@ class Budget:
     limit: float | None
     checkpoint: Checkpoint
     prices: Prices | None
+    #: Whose published rates hold where `prices` has none.
+    price_list: str | None
     clock: Clock
     #: What the frame's rows had cost before.
     _before: float = 0.0
@@ -90,7 +95,8 @@ class Budget:
             return
         taken = takes(new, row_keys.n_tokens.take(positions), self.checkpoint.spec, Known())
         at = datetime.fromtimestamp(self.clock.now(), UTC)
-        cost, _ = price_takes(taken, new, self.checkpoint.spec, at=at, prices=self.prices)
+        known: dict[str, Any] = {"prices": self.prices, "price_list": self.price_list}
+        cost, _ = price_takes(taken, new, self.checkpoint.spec, at=at, **known)
         if cost is not None and self._before + cost.low > self.limit:
             raise BudgetExceededError(
                 f"max_cost_usd={self.limit} is too little: {self._paid()}, and the {len(new):,} "
@@ -147,7 +153,13 @@ class Budget:
     def _most_of(self, number: int) -> float:
         if number not in self._most:
             try:
-                most = most_usd(self.checkpoint, number, prices=self.prices, now=self.clock.now())
+                most = most_usd(
+                    self.checkpoint,
+                    number,
+                    prices=self.prices,
+                    price_list=self.price_list,
+                    now=self.clock.now(),
+                )
             except CheckpointCorruptError:
                 # Collected in this moment: its input is gone, and what it has cost is known.
                 if not isinstance(self.checkpoint.shards[number].state, Collected):

@@ -52,7 +52,7 @@ from batchframe.core.batches import (
     advance,
 )
 from batchframe.core.prices import Prices, repriced
-from batchframe.core.requests import Requests
+from batchframe.core.requests import Requests, url_in
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.retries import unfinished
 from batchframe.core.spec import SPEC_VERSION, Spec
@@ -329,6 +329,14 @@ class Checkpoint:
             raise CheckpointCorruptError(
                 f"The input file of shard {number} is gone from {self.path}."
             ) from None
+
+    def url_of(self, number: int) -> str | None:
+        """What the lines of a shard call their endpoint; None where they are gone or damaged."""
+        try:
+            with self.input_file(number) as file:
+                return url_in(file.readline())
+        except (CheckpointCorruptError, ValueError):
+            return None
 
     def lines(self, number: int, keys: pa.FixedSizeBinaryArray) -> Requests:
         """The requests of a shard that have these row keys, as they were sent.

@@ -17,19 +17,22 @@ from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
 import openai
 from openai._models import FinalRequestOptions
+from openai.lib.azure import API_KEY_SENTINEL
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase
 from openai.types.completion_create_params import CompletionCreateParamsBase as LegacyParams
 from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.moderation_create_params import ModerationCreateParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from batchframe.core.addresses import is_private
+from batchframe.core.addresses import is_loopback, is_private
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
+from batchframe.core.dialects import Dialect, dialect_of
 from batchframe.core.spec import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
@@ -60,8 +63,8 @@ PARAMETERS = {
     MODERATIONS: frozenset(ModerationCreateParams.__annotations__),
 }
 
-#: What an id may look like before it goes into an address.
-_ID = re.compile(r"(?:batch|file)[-_][A-Za-z0-9_-]{1,200}")
+#: What stands for the id of a result file that has an address instead: its kind and its batch.
+_LINKED = re.compile(r"file-(output|error)-of-(.+)")
 #: Batches in one page of a listing, the API's own maximum (OpenAI API spec, 2026-08).
 _PAGE = 100
 #: Batches that a page of a listing must save asking for, one by one.
@@ -90,12 +93,19 @@ class Unavailable(Exception):  # noqa: N818 - not an error of the caller's: the 
 class Provider:
     """One account at one address, through the user's own openai client."""
 
-    def __init__(self, client: openai.OpenAI | None = None) -> None:
+    def __init__(
+        self, client: openai.OpenAI | None = None, dialect: str | Dialect | None = None
+    ) -> None:
         """Take the user's client, or make one from the environment.
+
+        Args:
+            client: The user's.
+            dialect: How the service speaks; None: as its address says.
 
         Raises:
             ApiKeyError: there is no key, or it is blank or broken.
-            ParameterError: the address is neither https nor on this machine.
+            ParameterError: the address is neither https nor on this machine, or that of a service
+                with another protocol; or there is no such dialect.
         """
         if client is None:
             client = open_client()
@@ -114,6 +124,9 @@ class Provider:
             _check_key(client.api_key)
         address = str(self._client.base_url)
         _check_address(address)
+        self._is_local = is_loopback(urlsplit(address).hostname or "")
+        #: How the service speaks.
+        self.dialect = _dialect(self._client, dialect)
         #: Something answered, whatever it said: the address is not simply wrong.
         self.reached = False
         #: Who answers and who pays.
@@ -122,12 +135,16 @@ class Provider:
     def upload(self, file: BinaryIO, name: str, n_bytes: int) -> str:
         """Send an input file under a name that ends in .jsonl. Returns its id."""
         with self._calls("The upload of an input file"):
-            seen = _fields(
+            seen: Mapping[str, Any] = _fields(
                 self._client.files.with_raw_response.create(
                     file=(name, file, "application/jsonl"), purpose="batch"
                 )
             )
-            file_id = _checked_id(seen.get("id"))
+            if (
+                "id" not in seen
+            ):  # SiliconFlow: {"code": 20000, "data": {"id": ...}} (docs, 2026-11)
+                seen = _mapping(seen.get("data"))
+            file_id = self._checked_id(seen.get("id"))
         if seen.get("bytes") is not None and seen["bytes"] != n_bytes:
             with suppress(Unavailable, ProviderError):  # a file too many is no reason to stop
                 self.delete_file(file_id)
@@ -137,15 +154,18 @@ class Provider:
     def create(
         self, file_id: str, *, endpoint: str, window: str, metadata: Mapping[str, str]
     ) -> BatchSeen | CreateRefused | None:
-        """Create a batch, once. None: nobody knows whether the provider made it."""
+        """Create a batch, once. None: nobody knows whether the provider made it.
+
+        `endpoint` is what the lines of the file call it.
+        """
         try:
-            return _batch_seen(
+            return self._batch_seen(
                 _fields(
                     self._client.batches.with_raw_response.create(
                         input_file_id=file_id,
                         endpoint=endpoint,  # type: ignore[arg-type]
                         completion_window=window,  # type: ignore[arg-type]
-                        metadata=dict(metadata),
+                        metadata=dict(metadata) if self.dialect.takes_metadata else openai.omit,
                     )
                 )
             )
@@ -181,7 +201,7 @@ class Provider:
         """What the provider says of a batch now."""
         with self._calls("Asking for a batch", known=f"The batch {batch_id}"):
             calls = self._client.batches.with_raw_response
-            seen = _batch_seen(_fields(calls.retrieve(_own_id(batch_id))))
+            seen = self._batch_seen(_fields(calls.retrieve(self._own_id(batch_id))))
         if seen.batch_id != batch_id:
             raise Unavailable(f"asked for {batch_id}, the answer is about {seen.batch_id}")
         return seen
@@ -237,7 +257,9 @@ class Provider:
                 raise Unavailable("the answer holds no list of batches")
             # Another's batch with an odd id is no batch of ours.
             batches = [
-                _batch_seen(batch) for batch in map(_mapping, data) if _is_id(batch.get("id"))
+                self._batch_seen(batch)
+                for batch in map(_mapping, data)
+                if self.dialect.is_id(batch.get("id"))
             ]
             is_new = any(batch.batch_id not in known for batch in batches)
             if batches and not is_new and has_more:
@@ -257,13 +279,16 @@ class Provider:
         Returns the hex SHA-256 of what was written.
         """
         with self._calls("Downloading a file", known=f"The file {file_id}"):
-            calls = self._client.files.with_raw_response
-            expected = _fields(calls.retrieve(_own_id(file_id))).get("bytes")
+            link = self._link(file_id)
+            expected = None
+            if link is None:
+                calls = self._client.files.with_raw_response
+                expected = _fields(calls.retrieve(self._own_id(file_id))).get("bytes")
             n_bytes, digest = 0, sha256()
             while True:
                 before, broken = n_bytes, None
                 try:
-                    for piece in self._content(file_id, start=n_bytes):
+                    for piece in self._content(file_id, link, start=n_bytes):
                         target.write(piece)
                         digest.update(piece)
                         n_bytes += len(piece)
@@ -281,28 +306,93 @@ class Provider:
             raise Unavailable(f"{n_bytes} of {expected} bytes came")
         return digest.hexdigest()
 
-    def _content(self, file_id: str, *, start: int) -> Iterator[bytes]:
+    def _content(self, file_id: str, link: str | None, *, start: int) -> Iterator[bytes]:
         """The bytes of a file from `start` on, in pieces."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         streams = self._client.files.with_streaming_response
-        with streams.content(file_id, extra_headers=headers) as response:
+        with (
+            streams.content(file_id, extra_headers=headers)
+            if link is None
+            else self._linked(link, headers)
+        ) as response:
             # A service that does not know ranges sends all of it again.
             skip = 0 if response.status_code == _PARTIAL else start
             for piece in response.iter_bytes():
                 yield piece[skip:]
                 skip = max(0, skip - len(piece))
 
+    def _link(self, file_id: str) -> str | None:
+        """The address of a result file, where it has no id; asked for anew, as it may not last."""
+        found = _LINKED.fullmatch(file_id)
+        if not self.dialect.links_results or found is None:
+            return None
+        kind, batch_id = found.groups()
+        calls = self._client.batches.with_raw_response
+        link = _fields(calls.retrieve(self._own_id(batch_id))).get(f"{kind}_file_id")
+        if not isinstance(link, str) or not is_private(link):
+            raise Unavailable("the batch names no address of its results that could be used")
+        if is_loopback(urlsplit(link).hostname or "") and not self._is_local:
+            raise Unavailable("the batch names an address of this machine for its results")
+        return link
+
+    @contextmanager
+    def _linked(self, link: str, headers: Mapping[str, str]) -> Iterator[httpx2.Response]:
+        """What is at an address, asked for without the key, which is none of its business."""
+        http = self._client._client  # noqa: SLF001 - the user's, with proxies and certificates
+        request = httpx2.Request("GET", link, headers=dict(headers))
+        response = http.send(request, stream=True, auth=None, follow_redirects=False)
+        try:
+            if response.status_code in {404, 410}:
+                raise AccountMismatchError(
+                    "The address of a result file holds nothing any more: the 30 days for which "
+                    "results are kept have probably passed. Nothing is sent again."
+                )
+            if not response.is_success:
+                raise Unavailable(f"the address of a result file says HTTP {response.status_code}")
+            yield response
+        finally:
+            response.close()
+
     def delete_file(self, file_id: str) -> None:
-        """Delete a file of ours; fine if it is gone."""
+        """Delete a file of ours; fine if it is gone, or has no id."""
+        if self.dialect.links_results and _LINKED.fullmatch(file_id):
+            return
         with self._calls("Deleting a file"), suppress(openai.NotFoundError):
             # Read, because a proxy's page deletes nothing.
-            _fields(self._client.files.with_raw_response.delete(_own_id(file_id)))
+            _fields(self._client.files.with_raw_response.delete(self._own_id(file_id)))
 
     def cancel(self, batch_id: str) -> None:
         """Ask for a batch of ours to be cancelled; what it did so far stays paid."""
         # A conflict says that it ended by itself.
         with self._calls("Cancelling a batch"), suppress(openai.ConflictError):
-            _fields(self._client.batches.with_raw_response.cancel(_own_id(batch_id)))
+            try:
+                _fields(self._client.batches.with_raw_response.cancel(self._own_id(batch_id)))
+            except openai.BadRequestError:
+                # So does this at Moonshot (docs, 2026-11), if it is true.
+                if not self.retrieve(batch_id).status.is_final:
+                    raise
+
+    def _batch_seen(self, fields: Mapping[str, Any]) -> BatchSeen:
+        batch_id = self._checked_id(fields.get("id"))
+        if self.dialect.links_results:
+            # No address goes into the checkpoint: what is read there is never asked.
+            fields = dict(fields)
+            for kind in ("output", "error"):
+                if "://" in str(fields.get(f"{kind}_file_id")):
+                    fields[f"{kind}_file_id"] = f"file-{kind}-of-{batch_id}"
+        return _batch_seen(batch_id, fields)
+
+    def _checked_id(self, value: object) -> str:
+        """An id out of an answer."""
+        if not self.dialect.is_id(value):
+            raise Unavailable("the answer names no usable id")
+        return str(value)
+
+    def _own_id(self, value: str) -> str:
+        """An id out of the checkpoint, before it becomes part of an address."""
+        if not self.dialect.is_id(value):
+            raise ProviderError(f"{value[:40]!r} is no id of a batch or file; nothing was asked.")
+        return value
 
     @contextmanager
     def _calls(self, what: str, *, known: str | None = None) -> Iterator[None]:
@@ -366,30 +456,13 @@ def _fields(answer: "LegacyAPIResponse[Any]") -> dict[str, Any]:
     return fields
 
 
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
-
-
-def _checked_id(value: object) -> str:
-    """An id out of an answer."""
-    if not _is_id(value):
-        raise Unavailable("the answer names no usable id")
-    return str(value)
-
-
-def _own_id(value: str) -> str:
-    """An id out of the checkpoint, before it becomes part of an address."""
-    if not _is_id(value):
-        raise ProviderError(f"{value[:40]!r} is no id of a batch or file; nothing was asked.")
-    return value
-
-
-def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
-    counts = _mapping(fields.get("request_counts"))
-    errors = _mapping(fields.get("errors")).get("data")
+def _batch_seen(batch_id: str, fields: Mapping[str, Any]) -> BatchSeen:
+    counts, errors = _mapping(fields.get("request_counts")), fields.get("errors")
+    if isinstance(errors, Mapping):  # Groq gives the list as it is (docs, 2026-11)
+        errors = errors.get("data")
     metadata = _mapping(fields.get("metadata"))
     return BatchSeen(
-        batch_id=_checked_id(fields.get("id")),
+        batch_id=batch_id,
         input_file_id=str(fields.get("input_file_id") or ""),
         status=_status(fields.get("status")),
         created_at=_date(fields.get("created_at")),
@@ -405,11 +478,16 @@ def _batch_seen(fields: Mapping[str, Any]) -> BatchSeen:
                 line=int(_number(error.get("line"))) or None,
                 param=error["param"] if isinstance(error.get("param"), str) else None,
             )
-            for error in (errors if isinstance(errors, list) else ())
-            if isinstance(error, Mapping)
+            for error in map(_reason, errors if isinstance(errors, list) else ())
+            if error
         ),
         metadata={str(key): str(value) for key, value in metadata.items()},
     )
+
+
+def _reason(error: object) -> Mapping[str, Any]:
+    """Why a batch was refused; SiliconFlow says it in a text alone (docs, 2026-11)."""
+    return {"message": error} if isinstance(error, str) else _mapping(error)
 
 
 def _status(word: object) -> BatchStatus:
@@ -470,17 +548,29 @@ def open_client(api_key: str | None = None, base_url: str | None = None) -> open
     return openai.OpenAI(api_key=key, base_url=base_url)
 
 
-def account_of(client: openai.OpenAI | None) -> Account:
-    """Who would answer and pay; no key is needed, and nothing is sent."""
+def account_of(
+    client: openai.OpenAI | None, dialect: str | Dialect | None = None
+) -> tuple[Account, Dialect]:
+    """Who would answer and pay, and how they speak; no key is needed, and nothing is sent."""
     if client is not None:
-        return _account(client)
+        return _account(client), _dialect(client, dialect)
     with openai.OpenAI(api_key=os.environ.get("OPENAI_API_KEY") or "none") as made:
-        return _account(made)
+        return _account(made), _dialect(made, dialect)
+
+
+def _dialect(client: openai.OpenAI, named: str | Dialect | None) -> Dialect:
+    is_azure = isinstance(client, openai.AzureOpenAI)
+    return dialect_of(str(client.base_url), named, is_azure=is_azure)
 
 
 def _account(client: openai.OpenAI) -> Account:
+    address = str(client.base_url)
+    if isinstance(client, openai.AzureOpenAI):
+        # A client with azure_deployment= has it in its address, and asks for files and batches of
+        # the whole resource all the same (openai 3.54, lib/azure.py).
+        address = re.sub(r"/openai/deployments/[^/]+/$", "/openai/", address)
     return Account(
-        base_url=str(client.base_url),
+        base_url=address,
         organization=client.organization,
         project=client.project,
     )
@@ -488,7 +578,7 @@ def _account(client: openai.OpenAI) -> Account:
 
 def _has_other_credentials(client: openai.OpenAI) -> bool:
     """True where the key is not a fixed text: Azure's tokens, or a function that gives keys."""
-    return isinstance(client, openai.AzureOpenAI) or client._api_key_provider is not None  # noqa: SLF001
+    return client.api_key == API_KEY_SENTINEL or client._api_key_provider is not None  # noqa: SLF001
 
 
 def _check_key(key: str) -> None:

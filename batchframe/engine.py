@@ -60,6 +60,7 @@ from batchframe.core.batches import (
     Usage,
     next_action,
 )
+from batchframe.core.dialects import Dialect
 from batchframe.core.prices import Prices, priced
 from batchframe.core.queues import Queue, queue_of
 from batchframe.core.results import collect_results, whole_lines
@@ -701,11 +702,14 @@ def _enter(job: Job, submission: Submission, around: _Around) -> bool:
 
 def _create(job: Job, submission: Submission, around: _Around, file_id: str, clock: Clock) -> _Next:
     checkpoint = job.checkpoint
+    # As the lines have it: whoever wrote them may have taken the service for another.
+    dialect = submission.provider.dialect
+    url = checkpoint.url_of(job.number) or dialect.url(checkpoint.spec.endpoint)
     token = secrets.token_hex(16)
     checkpoint.commit(job.number, CreateStarted(token=token, at=clock.now()))
     outcome = submission.provider.create(
         file_id,
-        endpoint=checkpoint.spec.endpoint,
+        endpoint=url,
         window=submission.completion_window,
         metadata={
             "batchframe": "1",
@@ -961,7 +965,7 @@ def _collect(
 
     def read() -> ResultsCommitted:
         table, committed = _read_downloads(
-            checkpoint, job.number, batch, digests, at, submission.prices
+            checkpoint, job.number, batch, digests, at, provider.dialect, submission.prices
         )
         checkpoint.store_results(job.number, table, committed)
         job.usage = _guessed_and_used(checkpoint, job.number, table)
@@ -1012,6 +1016,7 @@ def _read_downloads(
     batch: BatchSeen,
     digests: dict[str, str],
     at: float,
+    dialect: Dialect,
     prices: Prices | None = None,
 ) -> tuple[pa.Table, ResultsCommitted]:
     """A shard's downloads, as they are on disk -> one result per request, with its cost."""
@@ -1039,6 +1044,7 @@ def _read_downloads(
         model=checkpoint.model_of(number),
         at=datetime.fromtimestamp(at, UTC),
         prices=prices,
+        price_list=dialect.price_list,
     )
     committed = ResultsCommitted(
         downloads=digests,
@@ -1055,7 +1061,7 @@ def _read_downloads(
     return table, committed
 
 
-def repair(checkpoint: Checkpoint, clock: Clock) -> None:
+def repair(checkpoint: Checkpoint, clock: Clock, dialect: Dialect) -> None:
     """Make damaged results anew from their downloads, or have them fetched again.
 
     Where the downloads are damaged too, the shard goes back to Ended: the provider keeps its files
@@ -1074,7 +1080,7 @@ def repair(checkpoint: Checkpoint, clock: Clock) -> None:
                     if kind in digests:
                         _check_download(checkpoint, number, kind, digests[kind])
                 at = state.batch.created_at or clock.now()
-                table, _ = _read_downloads(checkpoint, number, state.batch, digests, at)
+                table, _ = _read_downloads(checkpoint, number, state.batch, digests, at, dialect)
                 checkpoint.write_results(number, table)
                 _log.warning("The damaged results of shard %s were made anew.", number)
             except CheckpointCorruptError as worse:

@@ -45,7 +45,7 @@ from batchframe.core.batches import BatchSeen, Collected
 from batchframe.core.prices import unpriced_models
 from batchframe.core.requests import Rows, encode_messages, render_requests
 from batchframe.core.results import answer_bodies, split_lines
-from batchframe.core.shards import Limits
+from batchframe.core.shards import Limits, fitting
 from batchframe.core.spec import CHAT_COMPLETIONS, Spec, json_value
 from batchframe.core.usage import prompt_and_completion_usd
 from batchframe.engine import Submission
@@ -193,6 +193,8 @@ class OpenaiBatchAPI:
         """
         check_values(batch_size=batch_size)
         spec = self._spec(_with_model(kwargs))
+        dialect = self._provider.dialect
+        dialect.check(endpoint=spec.endpoint, window=_WINDOW)
         given, contents = _read_messages(messages)
         self.setup()
         if not given:
@@ -202,15 +204,17 @@ class OpenaiBatchAPI:
             spec,
             Submission(
                 provider=self._provider,
-                limits=Limits(max_requests=batch_size),
+                limits=fitting(Limits(max_requests=batch_size), dialect, spec.endpoint),
                 completion_window=_WINDOW,
                 poll_interval=max(self.req_cooldown, SHORTEST_POLL),
             ),
             checkpoint_path(self._checkpoint, spec),
             options=Options(max_retries=self.max_retry, timeout=self.timeout),
         )
-        warn_of_unknown_prices(unpriced_models(answers.results, spec.model))
-        chunks = _chunks(answers, given, batch_size)
+        price_list = dialect.price_list
+        models = unpriced_models(answers.results, spec.model, price_list=price_list)
+        warn_of_unknown_prices(models)
+        chunks = _chunks(answers, given, batch_size, price_list)
         batchs = [chunk.batch(max_retry=self.max_retry, timeout=self.timeout) for chunk in chunks]
         for batch in batchs:
             self.update_usage(batch)
@@ -225,7 +229,8 @@ class OpenaiBatchAPI:
         spec = self._spec(_with_model(kwargs))
         given, contents = _read_messages(messages)
         every = pa.array(range(len(given)), pa.int64())
-        requests = render_requests(Rows(ids=_ids(given), prompts=contents), every, spec)
+        rows = Rows(ids=_ids(given), prompts=contents)
+        requests = render_requests(rows, every, spec, self._provider.dialect)
         return [msgspec.json.decode(line) for chunk in requests for line in chunk.lines]
 
     def setup(self, **kwargs: Any) -> dict[str, Any]:
@@ -366,7 +371,9 @@ class _Chunk:
         )
 
 
-def _chunks(answers: Answers, given: Sequence[str | int], batch_size: int) -> list[_Chunk]:
+def _chunks(
+    answers: Answers, given: Sequence[str | int], batch_size: int, price_list: str | None
+) -> list[_Chunk]:
     """The answers to the messages, `batch_size` in each chunk but the last."""
     chunks = [
         _Chunk([{}] * n, [(0, 0)] * n, _no_usage())
@@ -389,6 +396,7 @@ def _chunks(answers: Answers, given: Sequence[str | int], batch_size: int) -> li
             table,
             model=answers.checkpoint.model_of(number),
             at=datetime.fromtimestamp(state.batch.created_at or SystemClock().now(), UTC),
+            price_list=price_list,
         )
         for place, result, *costs in zip(
             places, table.to_pylist(), *(price.to_pylist() for price in prices), strict=True

@@ -138,6 +138,12 @@ def _are_prices(value: object) -> bool:
     )
 
 
+def _is_dialect(value: object) -> bool:
+    from batchframe.core.dialects import Dialect
+
+    return value is None or isinstance(value, str | Dialect)
+
+
 def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
@@ -205,6 +211,10 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
     "prices": (
         lambda value: value is None or _are_prices(value),
         "must be a dict of bf.Rates(input=..., output=...) by the names of models, or None",
+    ),
+    "dialect": (
+        _is_dialect,  # that there is one of that name is seen where it is chosen
+        "must be the name of a service, such as 'azure', a bf.Dialect, or None",
     ),
     "retry_failed": (_is_flag, "must be True or False"),
     "completion_window": (

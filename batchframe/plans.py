@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import Collected, Creating, Dropped, Ended, Live
+from batchframe.core.dialects import Dialect, price_list_of
 from batchframe.core.estimates import (
     FEWEST_BYTES,
     Estimate,
@@ -159,7 +160,12 @@ _LINE = msgspec.json.Decoder(_Line)
 
 
 def most_usd(
-    checkpoint: Checkpoint, number: int, *, prices: Prices | None, now: float
+    checkpoint: Checkpoint,
+    number: int,
+    *,
+    prices: Prices | None,
+    price_list: str | None,
+    now: float,
 ) -> pa.DoubleArray:
     """The most that each request of a shard can cost, in US dollars; infinity where nobody knows.
 
@@ -176,7 +182,8 @@ def most_usd(
             models.append(body.model)
     table = usage_table(inputs, outputs, models)
     at = datetime.fromtimestamp(now, UTC)
-    cost = cost_usd(table, model=checkpoint.model_of(number), at=at, prices=prices)
+    model = checkpoint.model_of(number)
+    cost = cost_usd(table, model=model, at=at, prices=prices, price_list=price_list)
     return pc.fill_null(cost, math.inf)
 
 
@@ -203,6 +210,7 @@ def estimate_rows(
     dedupe: bool,
     retry_failed: bool,
     prices: Prices | None,
+    dialect: Dialect,
     now: float,
 ) -> Estimate:
     """What a call would send and cost.
@@ -216,26 +224,27 @@ def estimate_rows(
         dedupe: Equal bodies are sent once.
         retry_failed: Also rows whose failure was permanent, cancelled or missing.
         prices: Rates that hold instead of the published ones.
+        dialect: How the service speaks.
         now: The present, in seconds since the epoch.
     """
-    keys = row_keys(rows, spec)
+    keys = row_keys(rows, spec, dialect)
     standing = _standing(keys, checkpoint, dedupe=dedupe, retry_failed=retry_failed)
     new = rows.take(standing.new)
     taken = takes(new, keys.n_tokens.take(standing.new), spec, standing.known)
     at = datetime.fromtimestamp(now, UTC)
-    cost, standard = price_takes(taken, new, spec, at=at, prices=prices)
+    known: dict[str, Any] = {"at": at, "prices": prices, "price_list": dialect.price_list}
+    cost, standard = price_takes(taken, new, spec, **known)
     twice = rows.take(standing.duplicates)
     saved, _ = price_takes(
         takes(twice, keys.n_tokens.take(standing.duplicates), spec, standing.known),
         twice,
         spec,
-        at=at,
-        prices=prices,
+        **known,
     )
     sizes = [
         sum(shard.n_tokens)
         for shard in cut_shards(
-            render_requests(rows, standing.new, spec),
+            render_requests(rows, standing.new, spec, dialect),
             within_queue(limits, limits.max_enqueued_tokens),
         )
     ]
@@ -322,6 +331,7 @@ def usage_in(
 ) -> tuple[pa.Table, tuple[Difference, ...]]:
     """What all requests of a checkpoint used, as `added_up` has it; and what does not add up."""
     parts, differences = [], []
+    price_list = price_list_of(checkpoint.spec.account.base_url)
     for number in checkpoint.collected():
         state = checkpoint.shards[number].state
         if not isinstance(state, Collected):
@@ -331,7 +341,7 @@ def usage_in(
         if prices:
             table = repriced(table, model=model, prices=prices)
         at = datetime.fromtimestamp(batch.created_at, UTC)
-        parts.append(used(table, model=model, at=at, prices=prices))
+        parts.append(used(table, model=model, at=at, prices=prices, price_list=price_list))
         if batch.usage is not None and batch.usage != state.results.usage:
             differences.append(
                 Difference(batch_id=batch.batch_id, rows=state.results.usage, batch=batch.usage)

@@ -40,12 +40,14 @@ from batchframe.core.batches import (
     Uploaded,
     Uploading,
 )
+from batchframe.core.dialects import Dialect
 from batchframe.core.estimates import counted_ratio
 from batchframe.core.prices import Prices
 from batchframe.core.requests import (
     Requests,
     RowKeys,
     Rows,
+    addressed,
     line_bytes_at_most,
     render_requests,
     row_keys,
@@ -191,9 +193,18 @@ def rounds_of_rows(
     engine = engine or default_engine()
     keys = None
     limit, max_bytes = options.max_cost_usd, submission.limits.max_bytes
-    if limit is not None or line_bytes_at_most(rows, spec) > max_bytes:
-        keys = row_keys(rows, spec)
-        check_bounded(rows, keys, spec, limit, prices=submission.prices, now=engine.clock.now())
+    dialect = submission.provider.dialect
+    if limit is not None or line_bytes_at_most(rows, spec, dialect) > max_bytes:
+        keys = row_keys(rows, spec, dialect)
+        check_bounded(
+            rows,
+            keys,
+            spec,
+            limit,
+            prices=submission.prices,
+            price_list=dialect.price_list,
+            now=engine.clock.now(),
+        )
         _check_sizes(rows.ids, keys, max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
     rounds = Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine)
@@ -255,11 +266,12 @@ def run_windows(
     Raises what `run_rows` raises.
     """
     engine = engine or default_engine()
+    dialect = submission.provider.dialect
     n_rows = 0
     for rows in windows():
         n_rows += _n_asked(rows)
-        if line_bytes_at_most(rows, spec) > submission.limits.max_bytes:
-            _check_sizes(rows.ids, row_keys(rows, spec), submission.limits.max_bytes)
+        if line_bytes_at_most(rows, spec, dialect) > submission.limits.max_bytes:
+            _check_sizes(rows.ids, row_keys(rows, spec, dialect), submission.limits.max_bytes)
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
     rounds = Rounds(windows, None, checkpoint, submission, options, engine)
     rounds.tolerance.n_rows = n_rows
@@ -326,6 +338,8 @@ class Rounds:
     options: Options
     engine: Engine
     progress: Progress = field(init=False)
+    #: How the service speaks.
+    dialect: Dialect = field(init=False)
     #: The rows that are looked at, and none between plans.
     rows: Rows = field(init=False)
     #: The keys of the rows' own requests, for each window that was planned.
@@ -380,8 +394,13 @@ class Rounds:
         self.progress = progress_for(self.engine.clock) if self.options.progress else Silence()
         self.rows = _NO_ROWS
         self.keys = pa.array([], pa.binary(16))
+        self.dialect = self.submission.provider.dialect
         self.budget = Budget(
-            self.options.max_cost_usd, self.checkpoint, self.submission.prices, self.engine.clock
+            self.options.max_cost_usd,
+            self.checkpoint,
+            self.submission.prices,
+            self.dialect.price_list,
+            self.engine.clock,
         )
         self.tolerance = Tolerance(self.options.max_error_ratio)
 
@@ -503,7 +522,7 @@ class Rounds:
         try:
             table = self.checkpoint.results(FOR_PLANS, numbers=new)
         except CheckpointCorruptError:
-            repair(self.checkpoint, self.engine.clock)
+            repair(self.checkpoint, self.engine.clock, self.dialect)
             new = self._unread()
             table = self.checkpoint.results(FOR_PLANS, numbers=new)
         self._known = table if self._known is None else pa.concat_tables([self._known, table])
@@ -556,7 +575,7 @@ class Rounds:
         """The rows that have no result which stands; takes up what answers each row."""
         checkpoint = self.checkpoint
         if self.own_keys is None:
-            named = self.row_keys or row_keys(self.rows, checkpoint.spec)
+            named = self.row_keys or row_keys(self.rows, checkpoint.spec, self.dialect)
             self.own_keys = named.keys
             if self.options.dedupe:
                 self.row_keys = named
@@ -633,7 +652,7 @@ class Rounds:
         """Make shards of the rows at `positions`, and send them. Returns their keys, in order."""
         self._n_unfrozen = len(positions)
         self._look()
-        chunks = render_requests(self.rows, positions, self.checkpoint.spec)
+        chunks = render_requests(self.rows, positions, self.checkpoint.spec, self.dialect)
         spec = self.checkpoint.spec
         counts = {
             model: functools.partial(counted_ratio, rows, spec)
@@ -650,8 +669,10 @@ class Rounds:
         Returns the keys of each.
         """
         keys = []
+        # Lines that were written before may have taken the service for another.
+        url = self.dialect.url(self.checkpoint.spec.endpoint)
         with self.engine.freezing():
-            for requests in cut_shards(chunks, limits):
+            for requests in cut_shards((addressed(chunk, url) for chunk in chunks), limits):
                 if self.checkpoint.is_cancelled():
                     self._n_unfrozen = 0
                     break
@@ -813,12 +834,15 @@ class Rounds:
         return keys.filter(pc.is_in(keys, value_set=ours))
 
     def _is_worth_it(self, number: int, n_wanted: int) -> bool:
-        """False for a shard that was never sent and holds rows that nobody wants: it is dropped."""
+        """False for a shard that was never sent and that is dropped.
+
+        It holds rows that nobody wants, or lines that take the service for another.
+        """
         shard = self.checkpoint.shards[number]
         state = shard.state
         if (
             not isinstance(state, Planned | Uploading | Uploaded)
-            or n_wanted == shard.frozen.n_requests
+            or (n_wanted == shard.frozen.n_requests and self._is_addressed(number))
             or self.engine.is_watched(self.checkpoint, number)
         ):
             return True
@@ -826,6 +850,11 @@ class Rounds:
         if isinstance(state, Uploaded):
             delete_quietly(self.submission.provider, state.file_id)
         return False
+
+    def _is_addressed(self, number: int) -> bool:
+        """True for a shard whose lines call their endpoint what the service calls it."""
+        url = self.dialect.url(self.checkpoint.spec.endpoint)
+        return self.checkpoint.url_of(number) in {None, url}
 
     def _warn_of_deletion(self, numbers: Iterable[int]) -> None:
         """Tell of batches whose results the provider deletes soon, or has deleted."""

@@ -66,7 +66,7 @@ def test_help_names_every_command():
     ("command", "options"),
     [
         ("demo", ["--rows", "--model", "--output"]),
-        ("serve", ["--port", "--model", "--directory", "--upstream", "--fault"]),
+        ("serve", ["--port", "--dialect", "--model", "--directory", "--upstream", "--fault"]),
     ],
 )
 def test_each_command_explains_itself_and_its_options(command, options):
@@ -90,6 +90,24 @@ def test_serve_answers_and_stops_cleanly(number, tmp_path):
     assert out.endswith("Ctrl-C stops.\nStopped.\n")
     assert (process.returncode, err) == (0, "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_serve_speaks_like_another_service(tmp_path):
+    with serving("--dialect", "groq", cwd=tmp_path) as (process, base_url):
+        with openai.OpenAI(base_url=base_url, api_key="anything") as client:
+            file = client.files.create(file=("rows.jsonl", b"{}"), purpose="batch")
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait(timeout=30) == 0
+    assert base_url.endswith("/openai/v1")
+    assert file.id.startswith("file_01")
+    assert "pass dialect='groq'" in said
+
+
+def test_serve_knows_its_dialects(tmp_path):
+    ended = run("serve", "--dialect", "azur", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "no dialect 'azur'" in ended.stderr
 
 
 def test_serve_finds_its_directory_again(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from batchframe.core.columns import column_names
+from batchframe.core.dialects import DIALECTS
 from batchframe.core.results import Status
 from batchframe.emulator import LocalServer
 
@@ -67,7 +68,7 @@ def test_its_links_lead_somewhere():
 
 
 def test_it_is_short_and_names_the_distribution():
-    assert len(README.splitlines()) < 260
+    assert len(README.splitlines()) < 290
     assert "pip install batchframe" not in README
     assert "`openai-batchframe`" in README
 
@@ -77,3 +78,8 @@ def test_the_continuous_check_runs_its_test_command():
     check = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert f"step test {command} " in check
     assert 'install -q ".[dev]"' in check
+
+
+def test_its_table_of_services_names_each_dialect():
+    rows = re.findall(r"^\| `([\w-]+)` \|[^|]*\|[^|]*\|[^|]*\|$", README, re.MULTILINE)
+    assert sorted(rows) == sorted(DIALECTS)

@@ -69,6 +69,7 @@ def wait(
     max_live: o.MaxLive = None,
     max_enqueued_tokens: o.MaxEnqueuedTokens = None,
     poll_interval: o.PollInterval = None,
+    dialect: o.Dialect = None,
     no_progress: o.NoProgress = False,
     as_json: o.Json = False,
 ) -> None:
@@ -89,6 +90,7 @@ def wait(
         max_retries=max_retries,
         poll_interval=poll_interval,
         limits=o.limits_of(batch_size, max_live, max_enqueued_tokens),
+        dialect=dialect,
     )
     is_late = False
     try:
@@ -105,7 +107,7 @@ def wait(
 
 
 @app.command()
-def cancel(directory: o.Directory, *, as_json: o.Json = False) -> None:
+def cancel(directory: o.Directory, *, dialect: o.Dialect = None, as_json: o.Json = False) -> None:
     """Send nothing more of a run, and cancel its live batches.
 
     \b
@@ -116,7 +118,7 @@ def cancel(directory: o.Directory, *, as_json: o.Json = False) -> None:
 
     --json prints what `status --json` prints.
     """
-    run = _opened(directory)
+    run = _opened(directory, dialect=dialect)
     run.cancel()
     say(f"cancelled. What is done by then is collected by: batchframe wait {directory}")
     if as_json:

@@ -92,6 +92,13 @@ def serve(
             "key is.",
         ),
     ] = None,
+    dialect: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The service that it speaks like: openai, azure, groq, ..., generic.",
+        ),
+    ] = "openai",
     model: Annotated[
         _Model | None,
         typer.Option(
@@ -227,6 +234,7 @@ def serve(
             webhook_url=webhook_url,
             webhook_secret=secret,
             faults=_faults(fault or ()),
+            dialect=dialect,
         )
     except ValueError as error:  # no address, or a token or a secret that cannot be one
         raise typer.BadParameter(str(error)) from error
@@ -235,13 +243,15 @@ def serve(
         signal.signal(number, signal.default_int_handler)
     try:
         with local as server, suppress(KeyboardInterrupt):
-            typer.echo(_welcome(server, source, directory, token_env))
+            typer.echo(_welcome(server, source, directory, token_env, dialect))
             if webhook_url is not None and secret is None:
                 typer.echo(f"Webhooks are signed with {server.webhook_secret}")
             if isinstance(source, Upstream) and (wrong := source.look()) is not None:
                 say(f"{wrong} Batches are taken all the same, and their rows wait.")
             while True:
                 time.sleep(3600)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--dialect") from None
     except OSError as error:
         raise BatchframeError(_why_not_served(error, port)) from error
     typer.echo("Stopped.")
@@ -297,7 +307,11 @@ def _faults(texts: Iterable[str]) -> "list[Fault]":
 
 
 def _welcome(
-    server: "LocalServer", source: "str | Upstream", directory: Path | None, token_env: str | None
+    server: "LocalServer",
+    source: "str | Upstream",
+    directory: Path | None,
+    token_env: str | None,
+    dialect: str,
 ) -> str:
     """What a server says when it has started."""
     key = "anything" if token_env is None else f'"${token_env}"'
@@ -309,6 +323,7 @@ def _welcome(
         "Point a client at it:\n"
         f"  export OPENAI_BASE_URL={server.base_url}\n"
         f"  export OPENAI_API_KEY={key}\n"
+        f"{_spoken(dialect)}"
         "\n"
         f"Files and batches are kept in {directory or 'a temporary folder'}. Ctrl-C stops."
     )
@@ -322,6 +337,12 @@ def _of_environment(name: str | None, option: str) -> str | None:
     if not value:
         raise typer.BadParameter(f"the environment variable {name} is not set", param_hint=option)
     return value
+
+
+def _spoken(dialect: str) -> str:
+    if dialect == "openai":
+        return ""
+    return f"It speaks the dialect of another service: pass dialect={dialect!r}.\n"
 
 
 def _why_not_served(error: OSError, port: int) -> str:

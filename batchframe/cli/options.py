@@ -18,6 +18,7 @@ __all__ = [
     "Checkpoint",
     "Dedupe",
     "Details",
+    "Dialect",
     "Directory",
     "Endpoint",
     "ExtraBody",
@@ -173,6 +174,14 @@ MaxRetries = Annotated[
 Details = Annotated[
     bool,
     typer.Option("--details", help="Add finish reason, model, request id and batch id."),
+]
+Dialect = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="How the service speaks: openai, azure, groq, ... or generic; by its address where "
+        "not given.",
+    ),
 ]
 BatchSize = Annotated[
     int | None,

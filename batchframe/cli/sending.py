@@ -50,6 +50,7 @@ def complete(
     batch_size: o.BatchSize = None,
     max_live: o.MaxLive = None,
     max_enqueued_tokens: o.MaxEnqueuedTokens = None,
+    dialect: o.Dialect = None,
     poll_interval: o.PollInterval = None,
     timeout: o.Timeout = None,
     detach: Annotated[
@@ -102,7 +103,7 @@ def complete(
         if detach and not no_progress:
             say(f"Not done yet; run the same line again. The checkpoint is {path}")
         if as_json:
-            show_json(_not_done(path))
+            show_json(_not_done(path, dialect))
         raise typer.Exit(Exit.NOT_DONE)
     told = _told(new, output)
     if as_json:
@@ -135,6 +136,7 @@ def estimate(
     batch_size: o.BatchSize = None,
     max_live: o.MaxLive = None,
     max_enqueued_tokens: o.MaxEnqueuedTokens = None,
+    dialect: o.Dialect = None,
     as_json: o.Json = False,
 ) -> None:
     """Say what `complete` would send and cost, without a key.
@@ -295,11 +297,11 @@ def _told(new: "pa.Table", output: str) -> dict[str, Any]:
     }
 
 
-def _not_done(path: str) -> dict[str, Any]:
+def _not_done(path: str, dialect: str | None) -> dict[str, Any]:
     """The same of a checkpoint that is not done."""
     from batchframe.frames.runs import open_run
 
-    status = open_run(path).status()
+    status = open_run(path, dialect=dialect).status()
     return {
         "is_done": False,
         "out": None,

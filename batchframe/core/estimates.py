@@ -275,7 +275,13 @@ def answer_limit(fields: Mapping[str, Any], endpoint: str) -> int | None:
 
 
 def price_takes(
-    takes: Takes, rows: Rows, spec: Spec, *, at: datetime, prices: Prices | None
+    takes: Takes,
+    rows: Rows,
+    spec: Spec,
+    *,
+    at: datetime,
+    prices: Prices | None,
+    price_list: str | None,
 ) -> tuple[Range | None, Range | None]:
     """Dollars in a batch, and outside of batches; None where a price is unknown."""
     models = pa.nulls(len(rows), pa.string()) if rows.models is None else rows.models
@@ -296,9 +302,10 @@ def price_takes(
         return Range(low, None if takes.output_high is None else total(price, most=True))
 
     model = spec.model or ""
+    named: dict[str, Any] = {"model": model, "at": at, "price_list": price_list}
     return (
-        range_(lambda table: cost_usd(table, model=model, at=at, prices=prices)),
-        range_(lambda table: standard_usd(table, model=model, at=at)),
+        range_(lambda table: cost_usd(table, prices=prices, **named)),
+        range_(lambda table: standard_usd(table, **named)),
     )
 
 

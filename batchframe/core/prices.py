@@ -1,4 +1,7 @@
-"""Usage -> cost: one number of dollars per result, at the rates that OpenAI charges for batches.
+"""Usage -> cost: one number of dollars per result, at the service's own rates for batches.
+
+Each service has a price list of its own (`Dialect.price_list`), and none stands in for another: a
+model of the same name costs another sum elsewhere.
 
 The rates are genai-prices' data, read without its calculator, which charges the standard price
 wherever it finds no batch price. `_batch_rates` states our rules instead, with their sources.
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
 __all__ = [
+    "OPENAI_LIST",
     "OWN_PRICES",
     "PRICE_SOURCE",
     "Prices",
@@ -44,6 +48,10 @@ __all__ = [
 PRICE_SOURCE = f"genai-prices {version('genai-prices')}"
 #: The same, where the call brought the rates.
 OWN_PRICES = "prices="
+#: The list of OpenAI, as genai-prices names it.
+OPENAI_LIST = "openai"
+#: The lists on which a batch costs half the standard rate wherever no batch rate is published.
+_HALF_PRICE = frozenset({OPENAI_LIST})
 #: A day after all that are published.
 _EVER = datetime(9999, 12, 31, tzinfo=UTC)
 
@@ -101,7 +109,12 @@ Prices: TypeAlias = Mapping[str, Rates]
 
 
 def cost_usd(
-    table: pa.Table, *, model: str, at: datetime, prices: Prices | None = None
+    table: pa.Table,
+    *,
+    model: str,
+    at: datetime,
+    prices: Prices | None = None,
+    price_list: str | None = OPENAI_LIST,
 ) -> pa.DoubleArray:
     """What each result costs, in US dollars.
 
@@ -115,39 +128,57 @@ def cost_usd(
         model: The requested model, for rows that do not say which model answered.
         at: When the batch was created.
         prices: Rates that hold instead of the published ones.
+        price_list: Whose published rates hold; None: nobody's, so that all are unknown.
 
     Returns:
         One entry per row, in order.
     """
-    return _sum(_millionths(table, model, _rates_for(model, at, prices)), _KINDS)
+    return _sum(_millionths(table, model, _rates_for(model, at, prices, price_list)), _KINDS)
 
 
-def standard_usd(table: pa.Table, *, model: str, at: datetime) -> pa.DoubleArray:
+def standard_usd(
+    table: pa.Table, *, model: str, at: datetime, price_list: str | None = OPENAI_LIST
+) -> pa.DoubleArray:
     """What each result would have cost outside of batches, at the published standard rates.
 
     Args:
         table: Rows of RESULT_SCHEMA.
         model: The requested model, for rows that do not say which model answered.
         at: When the batch was created.
+        price_list: As for `cost_usd`.
 
     Returns:
         One entry per row, in order; null where the model's price is unknown.
     """
-    return _sum(_millionths(table, model, lambda name: _standard_rates(name, at)), _KINDS)
+    return _sum(
+        _millionths(table, model, lambda name: _standard_rates(name, at, price_list)), _KINDS
+    )
 
 
 def kinds_usd(
-    table: pa.Table, *, model: str, at: datetime, prices: Prices | None = None
+    table: pa.Table,
+    *,
+    model: str,
+    at: datetime,
+    prices: Prices | None = None,
+    price_list: str | None = OPENAI_LIST,
 ) -> dict[str, pa.DoubleArray]:
     """What each kind of tokens of each result costs, in US dollars: the parts of `cost_usd`.
 
     The kinds are "cached", "cache_write", "input", which is neither of them, and "output".
     """
-    dollars = _millionths(table, model, _rates_for(model, at, prices))
+    dollars = _millionths(table, model, _rates_for(model, at, prices, price_list))
     return {kind: pc.divide(cost, 1e6) for kind, cost in dollars.items()}
 
 
-def priced(table: pa.Table, *, model: str, at: datetime, prices: Prices | None = None) -> pa.Table:
+def priced(
+    table: pa.Table,
+    *,
+    model: str,
+    at: datetime,
+    prices: Prices | None = None,
+    price_list: str | None = OPENAI_LIST,
+) -> pa.Table:
     """The results with their costs, and where the rates come from.
 
     Args:
@@ -155,6 +186,7 @@ def priced(table: pa.Table, *, model: str, at: datetime, prices: Prices | None =
         model: The requested model, for rows that do not say which model answered.
         at: When the batch was created.
         prices: Rates that hold instead of the published ones.
+        price_list: As for `cost_usd`.
 
     Returns:
         The same rows, with `cost_usd` and `price_source`.
@@ -163,13 +195,13 @@ def priced(table: pa.Table, *, model: str, at: datetime, prices: Prices | None =
     own = prices or {}
     names = models.dictionary.to_pylist()
     is_own = [name in own or model in own for name in names]
-    known = [_rates_for(model, at, prices)(name) is not None for name in names]
+    known = [_rates_for(model, at, prices, price_list)(name) is not None for name in names]
     sources = [
         OWN_PRICES if mine else PRICE_SOURCE if found else None
         for mine, found in zip(is_own, known, strict=True)
     ]
     source = pa.array(sources, pa.string()).take(models.indices)
-    cost = cost_usd(table, model=model, at=at, prices=prices)
+    cost = cost_usd(table, model=model, at=at, prices=prices, price_list=price_list)
     return _with(_with(table, "cost_usd", cost), "price_source", source)
 
 
@@ -181,8 +213,8 @@ def repriced(table: pa.Table, *, model: str, prices: Prices) -> pa.Table:
         model: The requested model, for rows that do not say which model answered.
         prices: The rates.
     """
-    # The date is that of published rates, of which none is taken here.
-    new = priced(table, model=model, at=_EVER, prices=prices)
+    # No published rate is taken here.
+    new = priced(table, model=model, at=_EVER, prices=prices, price_list=None)
     is_own = pc.fill_null(pc.equal(new["price_source"], OWN_PRICES), fill_value=False)
     for name in ("cost_usd", "price_source"):
         table = _with(table, name, pc.if_else(is_own, new[name], table[name]))
@@ -220,13 +252,15 @@ def _sum(dollars: Mapping[str, pa.DoubleArray], kinds: Sequence[str]) -> pa.Doub
     return pc.divide(total, 1e6)
 
 
-def _rates_for(model: str, at: datetime, prices: Prices | None) -> "_Lookup":
+def _rates_for(
+    model: str, at: datetime, prices: Prices | None, price_list: str | None
+) -> "_Lookup":
     """The rates of whichever model answered, where `model` was asked for."""
     own = prices or {}
 
     def rates(name: str) -> "_ByKind | None":
         mine = own.get(name) or own.get(model)
-        return mine._by_kind if mine is not None else _batch_rates(name, at)  # noqa: SLF001
+        return mine._by_kind if mine is not None else _batch_rates(name, at, price_list)  # noqa: SLF001
 
     return rates
 
@@ -267,7 +301,12 @@ def _millionths(table: pa.Table, model: str, rates_of: "_Lookup") -> dict[str, p
     return dollars
 
 
-def unpriced_models(table: pa.Table, model: str | None, prices: Prices | None = None) -> list[str]:
+def unpriced_models(
+    table: pa.Table,
+    model: str | None,
+    prices: Prices | None = None,
+    price_list: str | None = OPENAI_LIST,
+) -> list[str]:
     """The models that answered and whose batch price is unknown: sorted, each once.
 
     Args:
@@ -275,13 +314,14 @@ def unpriced_models(table: pa.Table, model: str | None, prices: Prices | None = 
         model: The requested model, for rows that do not say which model answered; None where each
             row named its own: then those rows are left out.
         prices: The user's own rates.
+        price_list: As for `cost_usd`.
     """
     used = table.filter(pc.invert(_without_usage(table)))
     if model is None:
         used, model = used.filter(pc.is_valid(used["model"])), ""
     names = _models(used, model).dictionary.to_pylist()
     # Any day will do: it decides what a known price is, not whether there is one.
-    rates_of = _rates_for(model, _EVER, prices)
+    rates_of = _rates_for(model, _EVER, prices, price_list)
     return sorted(name for name in names if rates_of(name) is None)
 
 
@@ -309,7 +349,7 @@ def _not_billed(table: pa.Table) -> pa.BooleanArray:
 # --- The rules ------------------------------------------------------------------------------------
 
 
-def _batch_rates(name: str, at: datetime) -> _ByKind | None:
+def _batch_rates(name: str, at: datetime, price_list: str | None) -> _ByKind | None:
     """The rates of each kind of tokens for batches created at `at`; None where they are unknown.
 
     1. The published batch rate holds (genai-prices' variants with `processing: batch`, verified
@@ -318,7 +358,8 @@ def _batch_rates(name: str, at: datetime) -> _ByKind | None:
        the same as on that day.
     3. Otherwise a batch costs half the standard rate of the day ("50% cost discount compared to
        synchronous APIs", https://developers.openai.com/api/docs/guides/batch, 2026-08). This
-       covers embeddings. A fine-tuned model without a batch rate is left unknown: what the pricing
+       covers embeddings. That is OpenAI's own promise: of other lists only the published batch
+       rates are taken. A fine-tuned model without a batch rate is left unknown: what the pricing
        page lists for one of them is not half.
     4. Cached input costs the published batch rate for cached input; where none is published (gpt-4,
        gpt-4.1 and o models) it costs what other input of a batch costs. genai-prices takes the
@@ -326,7 +367,7 @@ def _batch_rates(name: str, at: datetime) -> _ByKind | None:
        Cache writes follow the same rule.
     5. Moderation is free (https://developers.openai.com/api/docs/guides/moderation, 2026-08).
     """
-    model = _find(name)
+    model = _find(name, price_list)
     if model is None:
         return None
     if model.id == "moderation":
@@ -341,7 +382,7 @@ def _batch_rates(name: str, at: datetime) -> _ByKind | None:
         plain = _steps(standard.input_mtok if batch.input_mtok is None else batch.input_mtok)
         output = _steps(standard.output_mtok if batch.output_mtok is None else batch.output_mtok)
         cached, written = _steps(batch.cache_read_mtok), _steps(batch.cache_write_mtok)
-    elif model.id.startswith("ft:"):
+    elif price_list not in _HALF_PRICE or model.id.startswith("ft:"):
         return None
     else:
         plain, output = _half(_steps(standard.input_mtok)), _half(_steps(standard.output_mtok))
@@ -354,9 +395,9 @@ def _batch_rates(name: str, at: datetime) -> _ByKind | None:
     }
 
 
-def _standard_rates(name: str, at: datetime) -> _ByKind | None:
+def _standard_rates(name: str, at: datetime, price_list: str | None) -> _ByKind | None:
     """The published rates outside of batches; None where they are unknown."""
-    model = _find(name)
+    model = _find(name, price_list)
     if model is None:
         return None
     if model.id == "moderation":
@@ -373,15 +414,17 @@ def _standard_rates(name: str, at: datetime) -> _ByKind | None:
     }
 
 
-def _find(name: str) -> "ModelInfo | None":
-    # Always among OpenAI's models: Azure's Global Batch has the same rates, but genai-prices' Azure
-    # entries do not. Imported here because reading all prices takes 0.15 s.
+def _find(name: str, price_list: str | None) -> "ModelInfo | None":
+    if price_list is None:
+        return None
+    # Imported here because reading all prices takes 0.15 s.
     from genai_prices.data_snapshot import get_snapshot
 
     try:
-        return get_snapshot().find_provider_model(name, None, "openai", None)[1]
+        provider, model = get_snapshot().find_provider_model(name, None, price_list, None)
     except LookupError:
         return None
+    return model if provider.id == price_list else None
 
 
 def _published(model: "ModelInfo", at: datetime) -> "ModelPrice | None":

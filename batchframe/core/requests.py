@@ -19,6 +19,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchframe.core.dialects import OPENAI, Dialect
 from batchframe.core.spec import (
     CHAT_COMPLETIONS,
     COMPLETIONS,
@@ -35,6 +36,7 @@ __all__ = [
     "Requests",
     "RowKeys",
     "Rows",
+    "addressed",
     "encode_fields",
     "encode_messages",
     "encode_parts",
@@ -42,6 +44,7 @@ __all__ = [
     "render_requests",
     "row_keys",
     "shared_keys",
+    "url_in",
 ]
 
 _T = TypeVar("_T")
@@ -171,7 +174,7 @@ class RowKeys(NamedTuple):
 class _Renderer:
     """The constant bytes around each prompt that goes to one model."""
 
-    def __init__(self, spec: Spec, model: str | None) -> None:
+    def __init__(self, spec: Spec, model: str | None, dialect: Dialect) -> None:
         system = [{"role": "system", "content": spec.system}] if spec.system is not None else []
         head = msgspec.json.encode({"model": spec.model or model, **spec.params})
         messages = b"".join(msgspec.json.encode(message) + b"," for message in system)
@@ -187,9 +190,7 @@ class _Renderer:
             self._text_prefix = self._prefix + b'{"role":"user","content":'
             self._text_suffix = b"}" + self._suffix
         self._line_head = b'{"custom_id":"'
-        self._line_middle = (
-            b'","method":"POST","url":' + msgspec.json.encode(spec.endpoint) + b',"body":'
-        )
+        self._line_middle = _line_middle(dialect.url(spec.endpoint))
         self._line_tail = b"}\n"
         self._encode = msgspec.json.Encoder().encode
         #: Bytes of a line beside its body.
@@ -221,6 +222,32 @@ class _Renderer:
             b"".join((head, hexlify(row_key), middle, body, tail))
             for row_key, body in zip(row_keys, bodies, strict=True)
         ]
+
+
+_BEFORE_URL, _BEFORE_BODY = b'","method":"POST","url":', b',"body":'
+#: Where a line's custom_id ends: `{"custom_id":"` and 32 digits.
+_ID_END = len(b'{"custom_id":"') + 2 * _DIGEST_BYTES
+
+
+def _line_middle(url: str) -> bytes:
+    """What stands in a line between its custom_id and its body."""
+    return _BEFORE_URL + msgspec.json.encode(url) + _BEFORE_BODY
+
+
+def url_in(line: bytes) -> str:
+    """What a line of ours calls its endpoint. Raises ValueError for a line that is not ours."""
+    start = _ID_END + len(_BEFORE_URL)
+    return str(msgspec.json.decode(line[start : line.index(_BEFORE_BODY, start)]))
+
+
+def addressed(requests: Requests, url: str) -> Requests:
+    """The requests with lines that call their endpoint `url`, whatever they called it before."""
+    middle = _line_middle(url)
+    if not requests.lines or requests.lines[0].startswith(middle, _ID_END):
+        return requests
+    start = _ID_END + len(_line_middle(url_in(requests.lines[0])))
+    lines = [line[:_ID_END] + middle + line[start:] for line in requests.lines]
+    return replace(requests, lines=lines)
 
 
 def encode_messages(messages: Any, place: str) -> bytes:
@@ -299,12 +326,13 @@ def _without_nulls(value: Any) -> Any:
             return value
 
 
-def row_keys(rows: Rows, spec: Spec) -> RowKeys:
+def row_keys(rows: Rows, spec: Spec, dialect: Dialect = OPENAI) -> RowKeys:
     """Name every row and measure its line.
 
     Args:
         rows: What each row asks.
         spec: What all rows share.
+        dialect: How the service speaks, of which only the sizes of lines depend.
 
     Returns:
         Keys and line sizes, one per row, in the same order.
@@ -313,7 +341,7 @@ def row_keys(rows: Rows, spec: Spec) -> RowKeys:
     sizes: list[int | None] = []
     digests: list[bytes | None] = []
     tokens: list[int | None] = []
-    for chunk in _chunks(rows, spec):
+    for chunk in _chunks(rows, spec, dialect):
         bodies = [body for body in chunk.bodies if body is not None]
         named = _digests(bodies)
         is_asked = [body is not None for body in chunk.bodies]
@@ -331,11 +359,10 @@ def row_keys(rows: Rows, spec: Spec) -> RowKeys:
     )
 
 
-def line_bytes_at_most(rows: Rows, spec: Spec) -> int:
+def line_bytes_at_most(rows: Rows, spec: Spec, dialect: Dialect = OPENAI) -> int:
     """A number of bytes that no row's line exceeds, without encoding any of them."""
-    renderers = [_Renderer(spec, model) for model in _distinct(rows.models)] or [
-        _Renderer(spec, None)
-    ]
+    models = _distinct(rows.models) or [None]
+    renderers = [_Renderer(spec, model, dialect) for model in models]
     around = max(renderer.envelope_bytes + len(renderer.body("", None)) for renderer in renderers)
     n_prompt = pc.max(pc.binary_length(rows.prompts)).as_py() or 0
     n_fields = 0 if rows.fields is None else pc.max(pc.binary_length(rows.fields)).as_py() or 0
@@ -343,7 +370,7 @@ def line_bytes_at_most(rows: Rows, spec: Spec) -> int:
     return int(around + 6 * n_prompt + n_fields)
 
 
-def _distinct(models: pa.Array | None) -> list[str]:
+def _distinct(models: pa.Array | None) -> list[str | None]:
     return [] if models is None else models.drop_null().unique().to_pylist()
 
 
@@ -367,10 +394,12 @@ def shared_keys(keys: RowKeys, known: pa.Table) -> pa.FixedSizeBinaryArray:
     return pc.if_else(pc.or_(own, pc.is_null(keys.keys)), keys.keys, shared)
 
 
-def render_requests(rows: Rows, positions: pa.Array, spec: Spec) -> Iterator[Requests]:
+def render_requests(
+    rows: Rows, positions: pa.Array, spec: Spec, dialect: Dialect = OPENAI
+) -> Iterator[Requests]:
     """The requests of the rows at `positions` (int64), in that order, some thousands at a time."""
     for start in range(0, len(positions), _CHUNK_ROWS):
-        for chunk in _chunks(rows.take(positions.slice(start, _CHUNK_ROWS)), spec):
+        for chunk in _chunks(rows.take(positions.slice(start, _CHUNK_ROWS)), spec, dialect):
             bodies = [body for body in chunk.bodies if body is not None]
             if len(bodies) < len(chunk.bodies):
                 raise ValueError("a row without a prompt has no request")
@@ -439,10 +468,12 @@ class _Chunk:
         return [(size + more) // _BYTES_PER_TOKEN for size in map(len, bodies)]
 
 
-def _chunks(rows: Rows, spec: Spec) -> Iterator[_Chunk]:
+def _chunks(rows: Rows, spec: Spec, dialect: Dialect) -> Iterator[_Chunk]:
     letter = "i" if pa.types.is_integer(rows.ids.type) else "s"
-    shared = _Renderer(spec, None)
-    renderers = {None: shared} | {model: _Renderer(spec, model) for model in _distinct(rows.models)}
+    shared = _Renderer(spec, None, dialect)
+    renderers = {None: shared} | {
+        model: _Renderer(spec, model, dialect) for model in _distinct(rows.models)
+    }
     for start in range(0, len(rows), _CHUNK_ROWS):
         ids = pc.cast(rows.ids.slice(start, _CHUNK_ROWS), pa.string()).to_pylist()
         prompts = rows.prompts.slice(start, _CHUNK_ROWS).to_pylist()

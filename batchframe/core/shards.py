@@ -6,25 +6,21 @@ The limits are the provider's, with their sources, and the smaller ones that ser
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
+from batchframe.core.dialects import Dialect
 from batchframe.core.requests import Requests
+from batchframe.core.spec import EMBEDDINGS
 from batchframe.errors import ParameterError
 
 __all__ = [
     "MAX_CREATES_PER_HOUR",
-    "MAX_FILE_BYTES",
-    "MAX_FILE_REQUESTS",
     "Limits",
     "cut_shards",
+    "fitting",
     "within_queue",
 ]
 
-#: Requests in one batch: "up to 50,000 requests" (OpenAI, Batch guide and API spec, 2026-08).
-MAX_FILE_REQUESTS = 50_000
-#: Size of one input file, in bytes. The guide says 200 MB; the service's own refusal says "larger
-#: than the 209715200 maximum" (OpenAI, Batch guide and error text, 2026-08).
-MAX_FILE_BYTES = 209_715_200
 #: Batches that an account may create within an hour (OpenAI, Batch guide, 2026-08).
 MAX_CREATES_PER_HOUR = 2_000
 
@@ -38,13 +34,15 @@ _PARTS_OF_QUEUE = 16
 class Limits:
     """How large shards may be and how many may be live at once.
 
-    The defaults stay well under the service's own limits: smaller files lose less when a download
-    breaks and come back sooner. Raises ParameterError for values that the service would refuse.
+    The defaults stay well under OpenAI's own limits: smaller files lose less when a download breaks
+    and come back sooner. Where a service takes less than a default, the default is what it takes.
+    Raises ParameterError for values that no service takes; `fitting` for those that one does not.
     """
 
-    #: Requests in one shard, at most 50,000.
+    #: Requests in one shard, at most as many as the service takes: 50,000 at OpenAI.
     max_requests: int = 20_000
-    #: Size of one shard's input file, in bytes, at most 209,715,200.
+    #: Size of one shard's input file, in bytes, at most what the service takes: 209,715,200 at
+    #: OpenAI.
     max_bytes: int = 90_000_000
     #: Prompt tokens that may be enqueued at once for the model, as your account's limits page
     #: states it; None where you do not know it: then it is learned from refusals.
@@ -59,8 +57,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value, top in (
-            ("max_requests", self.max_requests, MAX_FILE_REQUESTS),
-            ("max_bytes", self.max_bytes, MAX_FILE_BYTES),
+            ("max_requests", self.max_requests, None),
+            ("max_bytes", self.max_bytes, None),
             ("max_enqueued_tokens", self.max_enqueued_tokens, None),
             ("max_live_batches", self.max_live_batches, None),
             ("max_creates_per_hour", self.max_creates_per_hour, MAX_CREATES_PER_HOUR),
@@ -75,6 +73,25 @@ class Limits:
         seconds = self.reconcile_seconds
         if type(seconds) not in {int, float} or not seconds >= 0:
             raise ParameterError(f"Limits(reconcile_seconds={seconds!r}) must be 0 or more.")
+
+
+def fitting(limits: Limits | None, dialect: Dialect, endpoint: str) -> Limits:
+    """The limits of a call, within those of the service: the defaults are lowered to them.
+
+    Raises ParameterError where the call asks for more than the service takes.
+    """
+    limits = limits or Limits()
+    most = {"max_requests": dialect.max_requests, "max_bytes": dialect.max_bytes}
+    if endpoint == EMBEDDINGS:
+        most["max_requests"] = min(dialect.max_requests, dialect.max_inputs)
+    usual = {one.name: one.default for one in fields(Limits)}
+    for name, top in most.items():
+        value = getattr(limits, name)
+        if value > top and value != usual[name]:
+            raise ParameterError(
+                f"Limits({name}={value}): {dialect} takes from 1 to {top:,}. Nothing was sent."
+            )
+    return replace(limits, **{name: min(getattr(limits, name), top) for name, top in most.items()})
 
 
 def within_queue(limits: Limits, room: float | None) -> Limits:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.core.batches import Usage as Tokens
-from batchframe.core.prices import Prices, kinds_usd, standard_usd
+from batchframe.core.prices import OPENAI_LIST, Prices, kinds_usd, standard_usd
 
 __all__ = [
     "CATEGORIES",
@@ -55,7 +55,14 @@ class Difference:
     batch: Tokens
 
 
-def used(table: pa.Table, *, model: str, at: datetime, prices: Prices | None) -> pa.Table:
+def used(
+    table: pa.Table,
+    *,
+    model: str,
+    at: datetime,
+    prices: Prices | None,
+    price_list: str | None = OPENAI_LIST,
+) -> pa.Table:
     """What the results of one batch used, with a row for each model and category.
 
     Args:
@@ -63,10 +70,14 @@ def used(table: pa.Table, *, model: str, at: datetime, prices: Prices | None) ->
         model: The requested model, for rows that do not say which model answered.
         at: When the batch was created.
         prices: Rates that hold instead of the published ones.
+        price_list: Whose published rates hold; None: nobody's.
     """
     names = pc.fill_null(table["model"], model)
-    standard = standard_usd(table, model=model, at=at)
-    kinds = kinds_usd(table, model=model, at=at, prices=prices)
+    # Where nobody knew the whole, the parts are not known better.
+    is_known = pc.is_valid(table["cost_usd"].combine_chunks())
+    standard = _where(is_known, standard_usd(table, model=model, at=at, price_list=price_list))
+    parts_usd = kinds_usd(table, model=model, at=at, prices=prices, price_list=price_list)
+    kinds = {kind: _where(is_known, cost) for kind, cost in parts_usd.items()}
     n_output = table["output_tokens"].combine_chunks().cast(pa.float64())
     thinking = pc.fill_null(table["reasoning_tokens"].combine_chunks(), 0).cast(pa.float64())
     share = pc.if_else(pc.greater(n_output, 0.0), pc.divide(thinking, n_output), 0.0)
@@ -97,10 +108,10 @@ def used(table: pa.Table, *, model: str, at: datetime, prices: Prices | None) ->
 
 
 def prompt_and_completion_usd(
-    table: pa.Table, *, model: str, at: datetime
+    table: pa.Table, *, model: str, at: datetime, price_list: str | None = OPENAI_LIST
 ) -> tuple[pa.DoubleArray, pa.DoubleArray]:
     """What each result's prompt and its completion cost, in US dollars, in the rows' order."""
-    return _prompt_and_completion(kinds_usd(table, model=model, at=at))
+    return _prompt_and_completion(kinds_usd(table, model=model, at=at, price_list=price_list))
 
 
 def _prompt_and_completion(
@@ -119,6 +130,10 @@ def added_up(parts: Sequence[pa.Table]) -> pa.Table:
     rare = pa.array([name for name, is_part in CATEGORIES.items() if is_part])
     is_idle = pc.and_(pc.is_in(table["category"], value_set=rare), pc.equal(table["tokens"], 0))
     return table.filter(pc.invert(is_idle))
+
+
+def _where(is_known: pa.BooleanArray, dollars: pa.DoubleArray) -> pa.DoubleArray:
+    return pc.if_else(is_known, dollars, pa.scalar(None, pa.float64()))
 
 
 def _grouped(table: pa.Table) -> pa.Table:

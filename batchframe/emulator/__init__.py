@@ -15,16 +15,19 @@
         ...                                  # the end of each batch is told there, signed by
         server.webhook_secret                # for client.webhooks.unwrap(..., secret=...)
 
+    with LocalServer(dialect="azure") as server:
+        ...                                  # it speaks like Azure OpenAI
+
     with LocalServer(Upstream("http://127.0.0.1:11434/v1"), concurrency=8) as server:
         ...                                  # a Batch API in front of a model server of one's own
 
-The modules, downwards: pytest_plugin (a fixture), testing (the server as a context manager), server
-(HTTP), door (who may come in), operations (the thirteen), mishaps (replies that go wrong), store
-(what is asked), uploads (files in parts), webhooks, rates (how often), timeline (what time does),
-window (rows that take time, so many at once), rows (which is next), work (the rows of one batch),
-archive (what is kept), validation and requests (refusals), faults, models (what answers), upstream
-(another server), echo and smollm2 (in this process), schemas (answers in JSON), answers and vectors
-(their bodies), tokens, records (values).
+The modules, downwards: pytest_plugin (a fixture), testing (the server as a context manager),
+dialects (how services speak), server (HTTP), door (who may come in), operations (the thirteen),
+mishaps (replies that go wrong), store (what is asked), uploads (files in parts), webhooks, rates
+(how often), timeline (what time does), window (rows that take time, so many at once), rows (which
+is next), work (the rows of one batch), archive (what is kept), validation and requests (refusals),
+faults, models (what answers), upstream (another server), echo and smollm2 (in this process),
+schemas (answers in JSON), answers and vectors (their bodies), tokens, records (values).
 """
 
 import importlib

@@ -160,7 +160,7 @@ async def _cancel_upload(store: Store, request: Request) -> Response:
 
 
 async def _create_batch(store: Store, request: Request) -> Response:
-    order = read_order(parse_json(await request.body()))
+    order = read_order(parse_json(await request.body()), store.dialect)
     batch = await run_in_threadpool(store.create_batch, order)
     return JSONResponse(batch.as_json())
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from batchframe.core.dialects import hours_of
+
 __all__ = [
     "TERMINAL",
     "Batch",
@@ -238,10 +240,10 @@ class Batch:
 
     @property
     def expires_at(self) -> float:
-        """24 hours after creation: the one completion window (OpenAI API spec, 2026-08)."""
+        """When the completion window ends: 24 hours after creation at OpenAI (spec, 2026-08)."""
         if self.rows_before_expiry is not None and self.finalizing_at is not None:
             return self.finalizing_at
-        return self.created_at + 86_400
+        return self.created_at + 3_600 * hours_of(self.completion_window)
 
     def as_json(self) -> dict[str, Any]:
         """The `batch` object. Its model and usage are known at the end, if any row was run."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import msgspec
 
+from batchframe.core.dialects import OPENAI, Dialect
+
 from .records import Refusal
 from .validation import is_json_object
 
 __all__ = [
     "ENDPOINTS",
-    "MAX_BATCH_FILE_BYTES",
     "MAX_FILE_BYTES",
     "MAX_PART_BYTES",
     "MAX_UPLOAD_BYTES",
@@ -44,9 +45,6 @@ ENDPOINTS = (
     "/v1/images/edits",
     "/v1/videos",
 )
-
-#: Size of a batch input file, in bytes (error texts of the service name 209715200, 2026).
-MAX_BATCH_FILE_BYTES = 209_715_200
 
 #: Size of any other file, in bytes (OpenAI API spec, 2026-08: 512 MB).
 MAX_FILE_BYTES = 536_870_912
@@ -137,21 +135,23 @@ def check_upload(path: Path, filename: str, purpose: str, max_batch_bytes: int) 
             raise Refusal(400, message, param="file")
 
 
-def read_order(sent: dict[str, Any]) -> BatchOrder:
-    """Check the JSON body of a create."""
+def read_order(sent: dict[str, Any], dialect: Dialect = OPENAI) -> BatchOrder:
+    """Check the JSON body of a create, as the service of the dialect does."""
     _check_fields(sent, _ORDER_FIELDS, ("input_file_id", "endpoint", "completion_window"))
-    if sent["endpoint"] not in ENDPOINTS:
-        supported = ", ".join(f"'{e}'" for e in ENDPOINTS)
+    endpoints = {dialect.url(e): e for e in dialect.endpoints or ENDPOINTS}
+    if sent["endpoint"] not in endpoints:
+        supported = ", ".join(f"'{e}'" for e in endpoints)
         message = f"Invalid endpoint: '{sent['endpoint']}'. Supported values: {supported}."
         raise Refusal(400, message, code="invalid_value", param="endpoint")
-    if sent["completion_window"] != "24h":  # the only one (OpenAI API spec, 2026-08)
-        message = f"Invalid value: '{sent['completion_window']}'. Value must be '24h'."
+    window = sent["completion_window"]
+    if not re.fullmatch(r"\d{1,4}[hd]", window) or not dialect.takes_window(window):
+        message = f"Invalid value: '{window}'. Value must be '{dialect.window_words}'."
         raise Refusal(400, message, code="invalid_value", param="completion_window")
     _check_metadata(sent.get("metadata"))
     lasts = _expiry_seconds(sent, "output_expires_after")
     return BatchOrder(
         input_file_id=sent["input_file_id"],
-        endpoint=sent["endpoint"],
+        endpoint=endpoints[sent["endpoint"]],
         completion_window=sent["completion_window"],
         metadata=sent.get("metadata"),
         output_expires_after=lasts or _RETENTION_SECONDS,

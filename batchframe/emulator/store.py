@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from batchframe.clock import Clock
+from batchframe.core.dialects import OPENAI
 
 from .archive import Archive, new_file_id
+from .dialects import Manners
 from .faults import Script
 from .models import Model
 from .rates import MAX_CREATES_PER_HOUR, MAX_UPLOADS_PER_MINUTE, Rate
 from .records import TERMINAL, Batch, Billed, Call, File, Refusal, Usage
-from .requests import MAX_BATCH_FILE_BYTES, BatchOrder, check_upload
+from .requests import BatchOrder, check_upload
 from .timeline import Pace, Timeline
 from .uploads import Uploads
 from .upstream import Upstream
@@ -38,7 +40,7 @@ class Policy:
     """What is refused at once, because it is too much."""
 
     #: Size that the input file of a batch may have, in bytes.
-    max_file_bytes: int = MAX_BATCH_FILE_BYTES
+    max_file_bytes: int = OPENAI.max_bytes
     max_creates_per_hour: int = MAX_CREATES_PER_HOUR
     max_uploads_per_minute: int = MAX_UPLOADS_PER_MINUTE
     #: Whether a batch that does not fit into the queue is refused when it is created, and not
@@ -56,16 +58,24 @@ class Store:
         model: Model | Upstream,
         clock: Clock,
         pace: Pace,
+        manners: Manners,
         policy: Policy,
         script: Script,
         webhook: Webhook | None = None,
     ) -> None:
+        #: What the service takes.
+        self.dialect = manners.dialect
         self._clock = clock
         self._policy = policy
         self._archive = Archive(directory, announces=webhook is not None)
         self._changed = self._archive.changed
         self._timeline = Timeline(
-            self._archive, model=model, clock=clock, pace=pace, reshape=script.reshape
+            self._archive,
+            model=model,
+            clock=clock,
+            pace=pace,
+            manners=manners,
+            reshape=script.reshape,
         )
         #: The uploads that come in parts.
         self.uploads = Uploads(self._archive, clock, policy.max_file_bytes)

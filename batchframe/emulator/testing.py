@@ -19,20 +19,21 @@ from batchframe.clock import Clock, SystemClock
 from batchframe.errors import MissingDependencyError, ParameterError
 
 from .answers import Answer
+from .dialects import manners_of
 from .door import Door
 from .faults import Fault, Script
 from .models import Model, resolve_model
 from .rates import MAX_CREATES_PER_HOUR, MAX_UPLOADS_PER_MINUTE
 from .records import Billed, Call
-from .requests import MAX_BATCH_FILE_BYTES
 from .store import Policy, Store
 from .timeline import Pace
 from .upstream import Upstream
-from .validation import MAX_REQUESTS
 from .webhooks import Webhook
 
 if TYPE_CHECKING:
     from openai import OpenAI
+
+    from batchframe.core.dialects import Dialect
 
 __all__ = ["JumpClock", "LocalServer"]
 
@@ -97,8 +98,9 @@ class LocalServer:
             under way at once; batches take turns.
         port: The port; 0 is any free one.
         token: The only key that is let in; None lets all in.
-        max_requests: Requests that one batch may have.
-        max_file_bytes: Size that an input file may have.
+        dialect: The service that it speaks like: `"azure"`, `"groq"`, ... or a record of one's own.
+        max_requests: Requests that one batch may have; None: as many as the service takes.
+        max_file_bytes: Size that an input file may have; None: what the service takes.
         enqueued_token_limit: Prompt tokens that may be queued per model: one number for all
             models, or a number for each; None is no limit.
         refuse_at_create: Whether a batch that does not fit into the queue is refused when it is
@@ -124,8 +126,9 @@ class LocalServer:
         concurrency: int = 2,
         port: int = 0,
         token: str | None = None,
-        max_requests: int = MAX_REQUESTS,
-        max_file_bytes: int = MAX_BATCH_FILE_BYTES,
+        dialect: "str | Dialect" = "openai",
+        max_requests: int | None = None,
+        max_file_bytes: int | None = None,
         enqueued_token_limit: int | Mapping[str, int] | None = None,
         refuse_at_create: bool = False,
         max_creates_per_hour: int = MAX_CREATES_PER_HOUR,
@@ -143,8 +146,10 @@ class LocalServer:
         self._port = port
         self._door = Door.of(host, token)
         self._clock = clock or SystemClock()
+        self._manners = manners_of(dialect)
+        taken = self._manners.dialect
         self._policy = Policy(
-            max_file_bytes=max_file_bytes,
+            max_file_bytes=max_file_bytes or taken.max_bytes,
             max_creates_per_hour=max_creates_per_hour,
             max_uploads_per_minute=max_uploads_per_minute,
             refuse_at_create=refuse_at_create,
@@ -154,7 +159,7 @@ class LocalServer:
             stage_seconds=stage_seconds,
             row_seconds=row_seconds,
             concurrency=concurrency,
-            max_requests=max_requests,
+            max_requests=max_requests or taken.max_requests,
             enqueued_token_limit=enqueued_token_limit,
         )
 
@@ -178,6 +183,7 @@ class LocalServer:
             import python_multipart  # noqa: F401 - starlette asks for it at the first upload
             import uvicorn
 
+            from .dialects import Speaker
             from .server import create_app
         except ModuleNotFoundError as missing:
             hint = 'The local server needs an extra: pip install "openai-batchframe[emulator]"'
@@ -202,6 +208,7 @@ class LocalServer:
                 model=model,
                 clock=self._clock,
                 pace=self._pace,
+                manners=self._manners,
                 policy=self._policy,
                 script=self._script,
                 webhook=self._webhook,
@@ -210,6 +217,8 @@ class LocalServer:
             app = create_app(
                 self._store, self._script, self._hang_up, door=self._door, clock=self._clock
             )
+            if not self._manners.is_plain:
+                app = Speaker(app, self._manners)
             self._server = uvicorn.Server(
                 uvicorn.Config(
                     app,
@@ -250,11 +259,15 @@ class LocalServer:
     @property
     def base_url(self) -> str:
         """What a client takes as `base_url`."""
+        return f"{self._origin}{self._manners.base}"
+
+    @property
+    def _origin(self) -> str:
         address, port = self._socket.getsockname()[:2]
         if ipaddress.ip_address(address).is_unspecified:  # all addresses, so this one as well
             address = "::1" if ":" in address else "127.0.0.1"
         host = f"[{address}]" if ":" in address else address
-        return f"http://{host}:{port}/v1"
+        return f"http://{host}:{port}"
 
     @property
     def webhook_secret(self) -> str:
@@ -266,16 +279,21 @@ class LocalServer:
     def client(self, **kwargs: Any) -> "OpenAI":
         """A client of this server, closed with it; the keywords are those of `openai.OpenAI`.
 
-        Unless `http_client` is given, proxies of the environment are not used.
+        In the dialect "azure" it is an `openai.AzureOpenAI`. Unless `http_client` is given, proxies
+        of the environment are not used.
         """
-        from openai import DefaultHttpxClient, OpenAI
+        from openai import AzureOpenAI, DefaultHttpxClient, OpenAI
 
         if kwargs.get("http_client") is None:
             # Plain http on this machine: there is no certificate to check, and reading all that a
             # system trusts takes longer than most calls.
             kwargs["http_client"] = DefaultHttpxClient(trust_env=False, verify=False)
         key = self._door.token or "sk-local"
-        client = OpenAI(**{"base_url": self.base_url, "api_key": key, **kwargs})
+        if self._manners.needs_version:
+            azure = {"azure_endpoint": self._origin, "api_version": "2025-04-01-preview"}
+            client: OpenAI = AzureOpenAI(**{**azure, "api_key": key, **kwargs})
+        else:
+            client = OpenAI(**{"base_url": self.base_url, "api_key": key, **kwargs})
         return self._clients.enter_context(client)
 
     def inject(self, fault: Fault) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from batchframe.clock import Clock
 
 from .archive import Archive, new_file_id
+from .dialects import Manners
 from .models import Model
 from .records import TERMINAL, Batch, LineError, Refusal
 from .rows import Rows
@@ -51,9 +52,11 @@ class Timeline:
         model: Model | Upstream,
         clock: Clock,
         pace: Pace,
+        manners: Manners,
         reshape: Callable[[str, Path], None],
     ) -> None:
         self._archive = archive
+        self._manners = manners
         self._clock = clock
         self._pace = pace
         self._reshape = reshape
@@ -118,7 +121,8 @@ class Timeline:
                 return batch.created_at + stage
             case "in_progress":
                 earliest = _known(batch.in_progress_at) + stage
-                return min(batch.expires_at, max(earliest, self._rows.end(batch)))
+                latest = batch.expires_at if self._manners.dialect.expires else float("inf")
+                return min(latest, max(earliest, self._rows.end(batch)))
             case "finalizing":
                 return _known(batch.finalizing_at) + stage
             case "cancelling":
@@ -154,7 +158,7 @@ class Timeline:
         content = self._archive.contents / file.id
         checked = check_input(
             content,
-            endpoint=batch.endpoint,
+            endpoint=self._manners.dialect.url(batch.endpoint),
             max_requests=self._pace.max_requests,
             count_tokens=self._pace.enqueued_token_limit is not None,
         )
@@ -209,8 +213,9 @@ class Timeline:
         ids: dict[str, str | None] = {"output": None, "error": None}
         with self._archive.transaction():
             for kind, path in made.items():
+                self._manners.reshape(kind, path)
                 self._reshape(kind, path)
-                if not path.stat().st_size:
+                if not path.stat().st_size and not self._manners.has_empty_files:
                     path.unlink()
                     continue
                 file_id = ids[kind] = new_file_id()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from pydantic import BaseModel
 
+    from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Prices
     from batchframe.core.shards import Limits
@@ -160,6 +161,7 @@ def complete(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
@@ -220,6 +222,8 @@ def complete(
         progress: Show progress bars where there is a terminal or a notebook.
         details: Add columns with finish reason, model, request id and batch id.
         client: An `openai.OpenAI` client; None makes one from the environment.
+        dialect: How the client's service speaks: the name of one, such as "azure" or "generic", or
+            a `bf.Dialect`. None: as its address says.
         extra_body: Body fields of a provider that the SDK has no name for, such as {"top_k": 40};
             they are sent as they are, and are part of what finds a checkpoint.
         **params: Further body fields, as the SDK names them: temperature=0, seed=42, ... For each
@@ -409,6 +413,7 @@ def embed(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
@@ -444,6 +449,7 @@ def embed(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        dialect: As for `complete`.
         extra_body: As for `complete`.
         **params: Further body fields, as the SDK names them: user="..."
 
@@ -509,6 +515,7 @@ def moderate(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> FrameT:
@@ -540,6 +547,7 @@ def moderate(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        dialect: As for `complete`.
         extra_body: As for `complete`.
         **params: Further body fields, as the SDK names them.
 
@@ -690,6 +698,7 @@ def estimate(
     limits: "Limits | None" = None,
     completion_window: str = "24h",
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> "Estimate":
@@ -716,6 +725,7 @@ def estimate(
         limits: As for `complete`.
         completion_window: As for `complete`.
         client: As for `complete`; only its address, organization and project are read.
+        dialect: As for `complete`.
         extra_body: As for `complete`.
         **params: As for `complete`.
 
@@ -769,6 +779,7 @@ def estimate(
         limits=limits,
         completion_window=completion_window,
         client=client,
+        dialect=dialect,
     )
 
 
@@ -803,6 +814,7 @@ def complete_parquet(
     progress: bool = True,
     details: bool = False,
     client: "openai.OpenAI | None" = None,
+    dialect: "str | Dialect | None" = None,
     extra_body: Mapping[str, Any] | None = None,
     **params: Any,
 ) -> Path:
@@ -842,6 +854,7 @@ def complete_parquet(
         progress: As for `complete`.
         details: As for `complete`.
         client: As for `complete`.
+        dialect: As for `complete`.
         extra_body: As for `complete`.
         **params: As for `complete`.
 

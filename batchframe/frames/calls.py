@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
     from batchframe.checkpoint import Checkpoint
     from batchframe.core.columns import Form
+    from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
     from batchframe.core.prices import Prices
     from batchframe.core.requests import Rows
     from batchframe.core.shards import Limits
-    from batchframe.core.spec import Account, Spec
+    from batchframe.core.spec import Spec
     from batchframe.engine import Submission
     from batchframe.frames.usage import Usage
     from batchframe.rounds import Options
@@ -102,6 +103,7 @@ class Settings(Columns):
     delete_remote: bool
     progress: bool
     client: "openai.OpenAI | None"
+    dialect: "str | Dialect | None"
 
     @classmethod
     def of(cls, given: Mapping[str, Any], **fixed: Any) -> Self:
@@ -463,11 +465,13 @@ def estimated(
     limits: "Limits | None",
     completion_window: str,
     client: "openai.OpenAI | None",
+    dialect: "str | Dialect | None",
 ) -> "Estimate":
     """What the call would send and cost; nothing is sent and nothing is written."""
     from batchframe.client import account_of
     from batchframe.clock import SystemClock
-    from batchframe.core.shards import Limits
+    from batchframe.core.dialects import hours_of
+    from batchframe.core.shards import fitting
     from batchframe.core.spec import Spec
     from batchframe.plans import estimate_rows
 
@@ -480,22 +484,25 @@ def estimated(
         prices=prices,
         limits=limits,
         completion_window=completion_window,
+        dialect=dialect,
     )
+    account, spoken = account_of(client, dialect)
+    spec = Spec(account=account, **call.spec)
+    spoken.check(endpoint=spec.endpoint, window=completion_window)
+    fitted = fitting(limits, spoken, spec.endpoint)
     adapter = _adapter(frame)
     _check_labels(adapter, frame, call, id_col)
     rows = _rows(adapter, frame, call, id_col, nulls=nulls)
-    account: Account = account_of(client)
-    spec = Spec(account=account, **call.spec)
-    hours = int(completion_window[:-1]) * (24 if completion_window.endswith("d") else 1)
     return estimate_rows(
         rows,
         spec,
         _found(checkpoint, spec),
-        limits=limits or Limits(),
-        window_hours=hours,
+        limits=fitted,
+        window_hours=hours_of(completion_window),
         dedupe=dedupe,
         retry_failed=retry_failed,
         prices=prices,
+        dialect=spoken,
         now=SystemClock().now(),
     )
 
@@ -547,7 +554,8 @@ def sent(
 
     shared, submission, path, options = how(settings, spec)
     results, positions, _, checkpoint = run_rows(rows, shared, submission, path, options=options)
-    models = unpriced_models(results, shared.model, settings.prices)
+    price_list = submission.provider.dialect.price_list
+    models = unpriced_models(results, shared.model, settings.prices, price_list)
     warn_of_unknown_prices(models, PRICES_WAY_OUT)
     return results, positions, unanswered(checkpoint)
 
@@ -572,11 +580,15 @@ def sent_windows(
     shared, submission, path, options = how(settings, spec)
     keys = run_windows(windows, shared, submission, path, options=options)
     there = read_checkpoint(path)
+    price_list = submission.provider.dialect.price_list
     models = {
         model
         for number in there.collected()
         for model in unpriced_models(
-            there.results_of(number, _FOR_PRICES), there.model_of(number), settings.prices
+            there.results_of(number, _FOR_PRICES),
+            there.model_of(number),
+            settings.prices,
+            price_list,
         )
     }
     warn_of_unknown_prices(sorted(models), PRICES_WAY_OUT)
@@ -593,18 +605,22 @@ PRICES_WAY_OUT = (
 
 
 def how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission, Path, Options]":
-    """What is shared by all requests, and how they are sent, where and by which rules."""
+    """What is shared by all requests, and how they are sent, where and by which rules.
+
+    Raises ParameterError for what the service does not take.
+    """
     from batchframe.client import Provider
-    from batchframe.core.shards import Limits
+    from batchframe.core.shards import fitting
     from batchframe.core.spec import Spec
     from batchframe.engine import Submission
     from batchframe.rounds import Options
 
-    provider = Provider(settings.client)
+    provider = Provider(settings.client, settings.dialect)
     shared = Spec(account=provider.account, **spec)
+    provider.dialect.check(endpoint=shared.endpoint, window=settings.completion_window)
     submission = Submission(
         provider=provider,
-        limits=settings.limits or Limits(),
+        limits=fitting(settings.limits, provider.dialect, shared.endpoint),
         completion_window=settings.completion_window,
         poll_interval=settings.poll_interval,
         ask_if_unknown=settings.on_unknown == "raise",

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 from batchframe.client import Provider, Unavailable
 from batchframe.clock import SystemClock
 from batchframe.core.batches import Collected, Dropped, Live
+from batchframe.core.dialects import price_list_of
 from batchframe.core.prices import unpriced_models
 from batchframe.core.retries import latest
 from batchframe.core.spec import Spec
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchframe.checkpoint import Checkpoint
+    from batchframe.core.dialects import Dialect
     from batchframe.core.prices import Prices
     from batchframe.core.shards import Limits
 
@@ -272,7 +274,7 @@ class Run:
         live = [state.batch for state in states if isinstance(state, Live)]
         if not live:
             return
-        provider = Provider(self._settings.client)
+        provider = Provider(self._settings.client, self._settings.dialect)
         checkpoint.check_spec(Spec(account=provider.account, **_shared(checkpoint)))
         # One that is refused keeps none of the others running.
         refusals: list[tuple[str, Exception]] = []
@@ -421,7 +423,7 @@ class Run:
         if not live:
             return
         with suppress(BatchframeError, Unavailable):  # no key of that account, or no network
-            provider = Provider(self._settings.client)
+            provider = Provider(self._settings.client, self._settings.dialect)
             if provider.account == checkpoint.spec.account:
                 for batch_id, seen in provider.glance(live.keys()).items():
                     # That it has ended is for the log to say.
@@ -436,7 +438,10 @@ class Run:
         if self._keys is None and self._rounds is not None:
             self._keys = self._rounds.keys  # known once all is submitted
         results, positions, *_ = find_keys(self._keys, checkpoint, prices)
-        models = unpriced_models(results, checkpoint.spec.model, prices)
+        price_list = price_list_of(checkpoint.spec.account.base_url)
+        if self._rounds is not None:
+            price_list = self._rounds.dialect.price_list
+        models = unpriced_models(results, checkpoint.spec.model, prices, price_list)
         warn_of_unknown_prices(models, PRICES_WAY_OUT)
         return self._finish(results, positions, status)
 
@@ -510,6 +515,7 @@ def open_run(
     on_unknown: str = "resend",
     delete_remote: bool = False,
     progress: bool = True,
+    dialect: "str | Dialect | None" = None,
 ) -> Run:
     """A handle of the run in a checkpoint, in whichever process it was begun.
 
@@ -532,6 +538,7 @@ def open_run(
         on_unknown: As for `complete`.
         delete_remote: As for `complete`.
         progress: As for `complete`.
+        dialect: As for `complete`.
 
     Returns:
         The handle.

@@ -288,7 +288,7 @@ def test_an_unknown_price_is_said_in_a_line_and_can_be_given(terminal, tmp_path)
         (
             ["complete", "in.csv", "out.csv", *ASKED, "--batch-size", "0"],
             1,
-            "batchframe: --batch-size 0 must be from 1 to 50,000.",
+            "batchframe: --batch-size 0 must be from 1 upwards.",
         ),
         (
             ["complete", "in.csv", "out.csv", *ASKED, "--price", "x=1,-1"],

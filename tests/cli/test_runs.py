@@ -456,3 +456,18 @@ def test_the_scheduler_example_submits_in_one_process_and_collects_in_another(
     assert out["completion"].to_pylist() == [f"echo: question {row}" for row in range(20)]
     assert sorted(server.executions().values()) == [1] * 20
     assert bf.usage(tmp_path / "ck").cost_usd > 0
+
+
+def test_a_dialect_is_named_where_the_address_does_not_say_it(terminal, tmp_path):
+    (tmp_path / "in.csv").write_text("id,prompt\n1,one\n2,two\n")
+    columns = ["--prompt-col", "prompt", "--id-col", "id", "--model", "m"]
+    line = ["complete", "in.csv", "out.csv", *columns, "--price", "m=1,2", "--no-progress"]
+    unknown = terminal.run("estimate", "in.csv", *columns, "--dialect", "generc")
+    assert unknown.returncode == 1
+    assert b"Did you mean 'generic'?" in unknown.stderr
+    # Its ids are none of OpenAI's, which a server on this machine is taken for.
+    with LocalServer(dialect="generic", stage_seconds=0) as server:
+        ended = terminal.at(server).run(*line, "--dialect", "generic")
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert server.billed().requests == 2
+    assert (tmp_path / "out.csv").read_text().splitlines()[1].startswith("1,one,echo: one,ok")

@@ -7,11 +7,13 @@ import traceback
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx2
 import openai
 import pytest
 
 from batchframe.client import PARAMETERS, Provider, Unavailable
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
+from batchframe.core.dialects import Dialect
 from batchframe.core.spec import Account
 from batchframe.emulator import Fault, JumpClock, LocalServer
 from batchframe.errors import (
@@ -582,7 +584,7 @@ def test_nobody_there_is_unavailable_and_a_create_unknown(raw, raw_provider):
         ({"errors": {"data": None}}, {}),
         ({"errors": []}, {}),
         ({"errors": "none"}, {}),
-        ({"errors": {"data": ["bad", None]}}, {}),
+        ({"errors": {"data": ["bad", None]}}, {"errors": (BatchError(code="", message="bad"),)}),
         (
             {"errors": {"data": [{"code": "c", "message": "m", "line": 3, "param": "p"}]}},
             {"errors": (BatchError(code="c", message="m", line=3, param="p"),)},
@@ -914,6 +916,186 @@ def test_a_client_of_azure_is_taken_with_its_own_credentials(raw, monkeypatch, c
         assert provider.account.base_url == f"{raw.url}/"
     assert raw.asked == ["GET /v1/batches/batch_1?api-version=2024-10-21"]
     assert raw.credentials == [sent]
+
+
+@pytest.mark.parametrize("key", [" ", "secret\n"])
+def test_a_broken_key_of_azure_is_refused_as_well(key):
+    azure = openai.AzureOpenAI(base_url="https://x.example/", api_version="1", api_key=key)
+    with azure as client, pytest.raises(ApiKeyError, match="blank, or holds white space"):
+        Provider(client)
+
+
+def test_the_account_of_azure_is_the_resource_whatever_deployment_a_client_names():
+    accounts = set()
+    for deployment in (None, "gpt-4o", "my-other.one"):
+        azure = openai.AzureOpenAI(
+            azure_endpoint="https://contoso.openai.azure.com",
+            azure_deployment=deployment,
+            api_version="2025-04-01-preview",
+            api_key="k",
+        )
+        with azure as client:
+            accounts.add(Provider(client).account.base_url)
+    assert accounts == {"https://contoso.openai.azure.com/openai/"}
+
+
+# Other services
+
+
+def spoken(raw, dialect):
+    with openai.OpenAI(base_url=raw.url, api_key="sk-secret-1234") as client:
+        yield Provider(client, dialect)
+
+
+@pytest.fixture
+def linking(raw):
+    """A service whose batches name their results by addresses."""
+    yield from spoken(raw, "siliconflow")
+
+
+def test_an_address_of_results_is_no_id_and_stays_out_of_what_is_kept(raw, linking):
+    link = f"{raw.url}/results?signature=s"
+    raw.answers({**BATCH, "output_file_id": link, "error_file_id": "file-e"})
+    seen = linking.retrieve("batch_1")
+    assert (seen.output_file_id, seen.error_file_id) == ("file-output-of-batch_1", "file-e")
+
+
+def test_results_at_an_address_are_asked_for_without_the_key(raw, linking):
+    link = f"{raw.url}/results?signature=s"
+    raw.answers({**BATCH, "output_file_id": link}, b'{"custom_id":"a"}\n')
+    target = io.BytesIO()
+    linking.download("file-output-of-batch_1", target)
+    assert target.getvalue() == b'{"custom_id":"a"}\n'
+    assert raw.asked == ["GET /v1/batches/batch_1", "GET /v1/results?signature=s"]
+    assert raw.credentials == ["Bearer sk-secret-1234", None]
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "http://example.com/results",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/results",
+        "results",
+        "",
+        None,
+        7,
+    ],
+)
+def test_an_address_that_could_be_read_on_the_way_is_not_asked(raw, linking, link):
+    raw.answers({**BATCH, "output_file_id": link})
+    with pytest.raises(Unavailable, match="no address of its results"):
+        linking.download("file-output-of-batch_1", io.BytesIO())
+    assert raw.asked == ["GET /v1/batches/batch_1"]
+
+
+def test_a_service_elsewhere_cannot_have_this_machine_asked(raw):
+    def reroute(request):
+        return httpx2.Response(200, json={**BATCH, "output_file_id": f"{raw.url}/secrets"})
+
+    http = httpx2.Client(transport=httpx2.MockTransport(reroute))
+    address = "https://api.siliconflow.cn/v1"
+    with openai.OpenAI(base_url=address, api_key="k", http_client=http) as client:
+        provider = Provider(client)
+        with pytest.raises(Unavailable, match="an address of this machine"):
+            provider.download("file-output-of-batch_1", io.BytesIO())
+    assert raw.asked == []
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (404, AccountMismatchError),
+        (410, AccountMismatchError),
+        (302, Unavailable),
+        (503, Unavailable),
+    ],
+)
+def test_an_address_that_gives_no_results_is_asked_again_unless_they_are_gone(status, error):
+    def answer(request):
+        if request.url.path == "/results":
+            return httpx2.Response(status, headers={"location": "https://elsewhere.example/"})
+        return httpx2.Response(200, json={**BATCH, "output_file_id": "https://x.example/results"})
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer), follow_redirects=True)
+    address = "https://api.siliconflow.cn/v1"
+    with (
+        openai.OpenAI(base_url=address, api_key="k", http_client=http) as client,
+        pytest.raises(error),
+    ):
+        Provider(client).download("file-output-of-batch_1", io.BytesIO())
+
+
+def test_results_at_an_address_are_not_deleted_as_they_have_no_id(raw, linking):
+    linking.delete_file("file-output-of-batch_1")
+    assert raw.asked == []
+
+
+def test_elsewhere_such_an_id_is_one_like_all_others(raw, raw_provider):
+    raw.answers({"id": "file-output-of-batch_1", "deleted": True})
+    raw_provider.delete_file("file-output-of-batch_1")
+    assert raw.asked == ["DELETE /v1/files/file-output-of-batch_1"]
+
+
+def test_an_upload_is_read_where_it_is_in_an_envelope(raw, raw_provider):
+    raw.answers({"code": 20000, "status": True, "data": {"id": "file-1", "bytes": len(lines(2))}})
+    assert upload(raw_provider) == "file-1"
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([{"code": "c", "message": "m", "line": 4}], BatchError(code="c", message="m", line=4)),
+        (["in a text"], BatchError(code="", message="in a text")),
+    ],
+)
+def test_reasons_are_read_without_their_envelope(raw, raw_provider, errors, expected):
+    raw.answers({**BATCH, "status": "failed", "errors": errors})
+    assert raw_provider.retrieve("batch_1").errors == (expected,)
+
+
+@pytest.mark.parametrize("word", ["completed", "FAILED", "Canceled", "expired"])
+def test_to_cancel_what_has_ended_is_no_error_though_the_service_says_so(word):
+    def answer(request):
+        if request.url.path.endswith("/cancel"):
+            return httpx2.Response(400, json={"error": {"message": "it has ended"}})
+        return httpx2.Response(200, json={**BATCH, "status": word})
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    with openai.OpenAI(base_url="https://x.example", api_key="k", http_client=http) as client:
+        Provider(client).cancel("batch_1")
+
+
+@pytest.mark.parametrize("word", ["in_progress", "validating", "pondering"])
+def test_to_be_refused_to_cancel_what_runs_is_an_error(word):
+    def answer(request):
+        if request.url.path.endswith("/cancel"):
+            return httpx2.Response(400, json={"error": {"message": "not now"}})
+        return httpx2.Response(200, json={**BATCH, "status": word})
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    with (
+        openai.OpenAI(base_url="https://x.example", api_key="k", http_client=http) as client,
+        pytest.raises(ProviderError, match="not now"),
+    ):
+        Provider(client).cancel("batch_1")
+
+
+def test_metadata_is_left_out_where_it_is_not_taken():
+    sent = []
+
+    def answer(request):
+        sent.append(json.loads(request.content))
+        return httpx2.Response(201, json=BATCH)
+
+    http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    for takes in (True, False):
+        dialect = Dialect(name="house", takes_metadata=takes)
+        with openai.OpenAI(base_url="https://x.example", api_key="k", http_client=http) as client:
+            assert create(Provider(client, dialect), "file-1", token="t").batch_id == "batch_1"
+        http = httpx2.Client(transport=httpx2.MockTransport(answer))
+    assert [body.get("metadata") for body in sent] == [{"token": "t"}, None]
+    assert "metadata" not in sent[1]
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,20 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.prices import PRICE_SOURCE, cost_usd, unpriced_models
+from batchframe.core.prices import (
+    PRICE_SOURCE,
+    Rates,
+    cost_usd,
+    standard_usd,
+    unpriced_models,
+)
 from batchframe.core.results import RESULT_SCHEMA
-from batchframe.core.usage import prompt_and_completion_usd
+from batchframe.core.usage import prompt_and_completion_usd, used
 
 AT = datetime(2026, 11, 1, tzinfo=UTC)
 MTOK = 1e6
@@ -280,3 +287,53 @@ def test_a_cost_is_split_into_that_of_the_prompt_and_that_of_the_completion():
     prompt, completion = prompt_and_completion_usd(table, model="gpt-5", at=AT)
     assert prompt.to_pylist() == [close(600 * 0.625 + 400 * 0.0625), 0.0, None]
     assert completion.to_pylist() == [close(100 * 5), 0.0, None]
+
+
+# Lists of other services
+
+
+def listed(price_list, model, n_input, n_output, at=AT):
+    table = a_table(usage(n_input, n_output))
+    (only,) = cost_usd(table, model=model, at=at, price_list=price_list).to_pylist()
+    return only
+
+
+def test_each_service_has_its_own_prices_and_no_others():
+    # 1000 tokens in and 100 out: OpenAI, and Groq by the batch column of its own list (2026-10-14).
+    assert listed("openai", "gpt-4o-mini", 1000, 100) == close(1000 * 0.075 + 100 * 0.30)
+    assert listed("groq", "openai/gpt-oss-20b", 1000, 100) == close(1000 * 0.0375 + 100 * 0.15)
+    assert listed("groq", "gpt-4o-mini", 1000, 100) is None
+    assert listed("openai", "openai/gpt-oss-20b", 1000, 100) is None
+    assert listed(None, "gpt-4o-mini", 1000, 100) is None
+
+
+def test_half_the_standard_price_is_the_promise_of_openai_alone():
+    assert listed("openai", "text-embedding-3-small", 1000, 0) == close(1000 * 0.01)
+    # Groq has a standard price for it, and none for batches.
+    assert standard_usd(
+        a_table(usage(1000, 100)), model="llama-3.1-8b-instant", at=AT, price_list="groq"
+    ).to_pylist() == [close(1000 * 0.05 + 100 * 0.08)]
+    assert listed("groq", "llama-3.1-8b-instant", 1000, 100) is None
+
+
+def test_what_surely_did_not_run_costs_nothing_whoever_the_service_is():
+    table = a_table({"status": "expired", "error_code": "batch_expired"})
+    assert cost_usd(table, model="m", at=AT, price_list=None).to_pylist() == [0.0]
+
+
+def test_ones_own_prices_hold_where_a_service_has_none():
+    table = a_table(usage(1000, 100))
+    own = {"m": Rates(input=1, output=2)}
+    assert cost_usd(table, model="m", at=AT, prices=own, price_list=None).to_pylist() == [
+        close(1000 * 1 + 100 * 2)
+    ]
+    assert unpriced_models(table, "m", own, None) == []
+    assert unpriced_models(table, "gpt-4o-mini", None, None) == ["gpt-4o-mini"]
+
+
+def test_of_a_cost_that_is_unknown_the_parts_are_not_known_better():
+    table = a_table(usage(1000, 100, model="gpt-4o-mini"))  # its cost is null: of another service
+    parts = used(table, model="gpt-4o-mini", at=AT, prices=None)
+    total = parts.filter(pc.equal(parts["category"], "total")).to_pylist()[0]
+    assert parts["cost_usd"].drop_null().unique().to_pylist() in ([], [0.0])
+    assert (total["cost_usd"], total["standard_usd"], total["tokens"]) == (None, None, 1100)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.requests import Rows, render_requests, row_keys
+from batchframe.core.dialects import AZURE
+from batchframe.core.requests import Rows, addressed, render_requests, row_keys, url_in
 from batchframe.core.spec import Account, Spec
 
 ACCOUNT = Account(base_url="https://api.openai.com/v1/")
@@ -316,3 +317,31 @@ def test_a_text_has_the_key_of_the_list_of_that_one_message(text):
     assert as_list == row_keys(
         Rows(ids=pa.array(["a"]), prompts=pa.array([text], pa.string())), SPEC
     )
+
+
+# Addresses of endpoints in lines
+
+
+def test_a_line_calls_its_endpoint_what_the_service_calls_it_and_keys_stay():
+    rows = Rows(ids=pa.array(["a", "b"]), prompts=pa.array(["x", 'y ,"body":{"z":1}']))
+    (plain,) = render_requests(rows, pa.array([0, 1]), SPEC)
+    (azure,) = render_requests(rows, pa.array([0, 1]), SPEC, AZURE)
+    assert [json.loads(line)["url"] for line in plain.lines] == ["/v1/chat/completions"] * 2
+    assert [json.loads(line)["url"] for line in azure.lines] == ["/chat/completions"] * 2
+    assert [url_in(line) for line in azure.lines] == ["/chat/completions"] * 2
+    assert azure.row_keys == plain.row_keys
+    assert azure.body_digests == plain.body_digests
+    named, of_azure = row_keys(rows, SPEC), row_keys(rows, SPEC, AZURE)
+    assert of_azure.keys == named.keys
+    assert of_azure.line_bytes.to_pylist() == list(map(len, azure.lines))
+
+    # And the other way round, out of lines that were written before.
+    assert addressed(azure, "/v1/chat/completions") == plain
+    assert addressed(plain, "/chat/completions") == azure
+    assert addressed(plain, "/v1/chat/completions") is plain
+
+
+@pytest.mark.parametrize("line", [b"", b"{}", b"x" * 200, b'{"custom_id":"' + b"0" * 32 + b'"}'])
+def test_a_line_that_is_none_of_ours_has_no_address(line):
+    with pytest.raises(ValueError):
+        url_in(line)

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchframe.core.dialects import DIALECTS, GENERIC, OPENAI, Dialect
 from batchframe.core.requests import Requests
-from batchframe.core.shards import MAX_FILE_BYTES, MAX_FILE_REQUESTS, Limits, cut_shards
+from batchframe.core.shards import Limits, cut_shards, fitting
+from batchframe.core.spec import CHAT_COMPLETIONS, EMBEDDINGS
 from batchframe.errors import ParameterError
 
 
@@ -119,11 +121,6 @@ def test_no_shard_has_room_for_the_request_that_begins_the_next(weights, limits)
 # Limits
 
 
-def test_the_services_own_limits_are_those_it_states():
-    assert MAX_FILE_REQUESTS == 50_000
-    assert MAX_FILE_BYTES == 200 * 1024 * 1024
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -141,18 +138,16 @@ def test_the_services_own_limits_are_those_it_states():
     ids=str,
 )
 def test_limits_within_the_services_own_are_taken(fields):
-    limits = Limits(**fields)
+    limits = fitting(Limits(**fields), OPENAI, CHAT_COMPLETIONS)
     assert {name: getattr(limits, name) for name in fields} == fields
 
 
 @pytest.mark.parametrize(
     ("fields", "range_"),
     [
-        ({"max_requests": 0}, "from 1 to 50,000."),
-        ({"max_requests": -1}, "from 1 to 50,000."),
-        ({"max_requests": 50_001}, "from 1 to 50,000."),
-        ({"max_bytes": 0}, "from 1 to 209,715,200."),
-        ({"max_bytes": 209_715_201}, "from 1 to 209,715,200."),
+        ({"max_requests": 0}, "from 1 upwards."),
+        ({"max_requests": -1}, "from 1 upwards."),
+        ({"max_bytes": 0}, "from 1 upwards."),
         ({"max_enqueued_tokens": 0}, "from 1 upwards."),
         ({"max_enqueued_tokens": -5}, "from 1 upwards."),
         ({"max_live_batches": 0}, "from 1 upwards."),
@@ -166,11 +161,49 @@ def test_limits_within_the_services_own_are_taken(fields):
     ],
     ids=str,
 )
-def test_limits_that_the_service_would_refuse_are_refused_by_name(fields, range_):
+def test_limits_that_every_service_would_refuse_are_refused_by_name(fields, range_):
     ((name, value),) = fields.items()
     with pytest.raises(ParameterError) as caught:
         Limits(**fields)
     assert str(caught.value) == f"Limits({name}={value!r}) must be {range_}"
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "most"),
+    [
+        ("openai", {"max_requests": 50_001}, "50,000"),
+        ("openai", {"max_bytes": 209_715_201}, "209,715,200"),
+        ("azure", {"max_requests": 100_001}, "100,000"),
+        ("azure-v1", {"max_bytes": 200_000_001}, "200,000,000"),
+        ("siliconflow", {"max_requests": 5_001}, "5,000"),
+        ("moonshot", {"max_bytes": 100_000_001}, "100,000,000"),
+        ("dashscope", {"max_bytes": 500_000_001}, "500,000,000"),
+    ],
+)
+def test_limits_above_those_of_the_service_are_refused_by_name(name, fields, most):
+    ((field, value),) = fields.items()
+    dialect = DIALECTS[name]
+    fitting(Limits(**{field: value - 1}), dialect, CHAT_COMPLETIONS)  # that is taken
+    with pytest.raises(ParameterError) as caught:
+        fitting(Limits(**fields), dialect, CHAT_COMPLETIONS)
+    assert str(caught.value) == (
+        f"Limits({field}={value}): {dialect} takes from 1 to {most}. Nothing was sent."
+    )
+
+
+def test_a_default_that_is_more_than_the_service_takes_is_what_it_takes():
+    fitted = fitting(None, DIALECTS["siliconflow"], CHAT_COMPLETIONS)
+    assert (fitted.max_requests, fitted.max_bytes) == (5_000, 90_000_000)
+    assert fitting(Limits(max_live_batches=3), DIALECTS["siliconflow"], CHAT_COMPLETIONS) == (
+        Limits(max_requests=5_000, max_live_batches=3)
+    )
+    assert fitting(None, GENERIC, CHAT_COMPLETIONS) == Limits()
+
+
+def test_a_batch_of_embeddings_holds_no_more_texts_than_the_service_takes():
+    small = Dialect(name="small", max_requests=100_000, max_inputs=1_000)
+    assert fitting(None, small, EMBEDDINGS).max_requests == 1_000
+    assert fitting(None, small, CHAT_COMPLETIONS).max_requests == 20_000
 
 
 NUMBERS = ["max_requests", "max_bytes", "max_enqueued_tokens", "max_live_batches"]

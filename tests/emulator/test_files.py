@@ -4,8 +4,9 @@ import httpx2
 import openai
 import pytest
 
+from batchframe.core.dialects import OPENAI
 from batchframe.emulator.records import Refusal
-from batchframe.emulator.requests import MAX_BATCH_FILE_BYTES, check_upload
+from batchframe.emulator.requests import check_upload
 
 
 def test_an_upload_comes_back_byte_by_byte(bench):
@@ -55,11 +56,11 @@ def test_the_sizes_of_files_are_those_of_the_service(tmp_path, purpose, limit):
     content = tmp_path / "a.jsonl"
     content.write_bytes(b'{"a": 1}\n')
     os.truncate(content, limit)  # the rest are holes: nothing is written
-    check_upload(content, "a.jsonl", purpose, MAX_BATCH_FILE_BYTES)
+    check_upload(content, "a.jsonl", purpose, OPENAI.max_bytes)
     os.truncate(content, limit + 1)
 
     with pytest.raises(Refusal, match="File is too large"):
-        check_upload(content, "a.jsonl", purpose, MAX_BATCH_FILE_BYTES)
+        check_upload(content, "a.jsonl", purpose, OPENAI.max_bytes)
 
 
 def test_a_file_with_some_lines_of_json_is_accepted_and_its_batch_fails(bench):

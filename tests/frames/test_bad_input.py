@@ -512,6 +512,7 @@ VALUES = {
     "poll_interval": [-0.1, 0, 0.009, float("nan"), float("inf"), "5", True, 1e10],
     "timeout": [-1, float("nan"), "5", True, dt.timedelta(1)],
     "progress": [None, 1, "no"],
+    "dialect": [7, b"azure", ["azure"], "azur", ""],
     "details": [None, 0, "yes"],
 }
 

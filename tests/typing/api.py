@@ -74,6 +74,12 @@ def azure_is_a_client_as_well(df: pl.DataFrame, client: openai.AzureOpenAI) -> N
     assert_type(bf.complete(df, "prompt", "id", model="m", client=client), pl.DataFrame)
 
 
+def a_dialect_is_a_name_or_a_record(df: pl.DataFrame) -> None:
+    house = bf.Dialect(name="house", max_requests=1_000)
+    for dialect in ("azure", house, None):
+        assert_type(bf.complete(df, "prompt", "id", model="m", dialect=dialect), pl.DataFrame)
+
+
 def errors_are_one_tree(error: bf.RowError, late: bf.RunTimeoutError) -> None:
     raised: tuple[bf.InputError, bf.BatchframeError, ValueError, TimeoutError]
     raised = (error, error, error, late)
