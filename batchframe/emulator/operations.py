@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from .records import Batch, File, Refusal
 from .requests import (
     MAX_FILE_BYTES,
+    MAX_JSON_BYTES,
     MAX_PART_BYTES,
     page_limit,
     parse_json,
@@ -25,9 +26,6 @@ from .requests import (
 from .store import Store, no_file
 
 __all__ = ["OPERATIONS", "Operation"]
-
-#: Size of a body in JSON, in bytes: all that a valid one can hold fits several times.
-_MAX_JSON_BYTES = 1 << 20
 
 #: What may surround the file in a form, in bytes.
 _FORM_BYTES = 1 << 20
@@ -43,7 +41,7 @@ class Operation:
     name: str
     perform: Callable[[Store, Request], Awaitable[Response]]
     #: Size of the body that it reads, in bytes.
-    max_bytes: int = _MAX_JSON_BYTES
+    max_bytes: int = MAX_JSON_BYTES
 
 
 # --- files
@@ -59,6 +57,7 @@ async def _create_file(store: Store, request: Request) -> Response:
             filename=upload.filename or "",
             purpose=purpose,
             expires_after=lasts,
+            birth=request.state.birth,
         )
         file = await run_in_threadpool(create)
     return JSONResponse(file.as_json())
@@ -161,7 +160,7 @@ async def _cancel_upload(store: Store, request: Request) -> Response:
 
 async def _create_batch(store: Store, request: Request) -> Response:
     order = read_order(parse_json(await request.body()), store.dialect)
-    batch = await run_in_threadpool(store.create_batch, order)
+    batch = await run_in_threadpool(store.create_batch, order, request.state.birth)
     return JSONResponse(batch.as_json())
 
 
