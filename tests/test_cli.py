@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from batchframe.cli import app
 from batchframe.emulator.faults import MISHAPS
+from tests.emulator.test_webhooks import Receiver
 
 ROOT = Path(__file__).parents[1]
 PYTHON = [sys.executable, "-W", "error"]
@@ -171,6 +172,48 @@ def test_serve_lets_go_wrong_what_is_asked_for(tmp_path):
             client.files.list()
 
 
+def test_serve_lets_in_who_has_the_token(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "BATCH_TOKEN", "sesame-7")
+    options = ("--host", "0.0.0.0", "--token-env", "BATCH_TOKEN")  # noqa: S104 - that is tested
+    with serving(*options, cwd=tmp_path) as (process, base_url):
+        with openai.OpenAI(base_url=base_url, api_key="sesame-7") as client:
+            assert client.batches.list().data == []
+        with (
+            openai.OpenAI(base_url=base_url, api_key="anything") as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.batches.list()
+        process.send_signal(signal.SIGINT)
+        out = process.stdout.read()
+    assert '  export OPENAI_API_KEY="$BATCH_TOKEN"\n' in out
+    assert "sesame-7" not in out
+
+
+@pytest.mark.parametrize("secret", [None, "whsec_c2VjcmV0"])
+def test_serve_tells_a_receiver_of_the_end_of_a_batch(secret, tmp_path, monkeypatch):
+    options = []
+    if secret:
+        monkeypatch.setitem(ENVIRONMENT, "HOOK_SECRET", secret)
+        options = ["--webhook-secret-env", "HOOK_SECRET"]
+    with Receiver() as receiver:
+        options += ["--webhook-url", receiver.url, "--stage-seconds", "0"]
+        with (
+            serving(*options, cwd=tmp_path) as (process, base_url),
+            openai.OpenAI(base_url=base_url, api_key="anything") as client,
+        ):
+            batch = client.batches.create(
+                input_file_id="file-none", endpoint="/v1/responses", completion_window="24h"
+            )
+            headers, body = receiver.next()
+            process.send_signal(signal.SIGINT)
+            shown = re.search(
+                r"^Webhooks are signed with (\S+)$", process.stdout.read(), re.MULTILINE
+            )
+            assert (shown is None) == bool(secret)
+            event = client.webhooks.unwrap(body, headers, secret=secret or shown[1])
+    assert (event.type, event.data.id) == ("batch.failed", batch.id)
+
+
 def test_the_help_of_serve_lists_every_named_fault():
     shown = CliRunner().invoke(app, ["serve", "--help"]).output
     listed = re.findall(r"^    ([a-z-]+) {2,}(.+)$", shown, re.MULTILINE)
@@ -186,13 +229,22 @@ def test_the_help_of_serve_lists_every_named_fault():
         (["--upstream", "https://example.com", "--upstream-key-env", "NOT_SET"], 1, "NOT_SET"),
         (["--upstream", "https://example.com", "--model", "echo"], 2, "it is the upstream that"),
         (["--upstream-key-env", "HOME"], 2, "there is no --upstream"),
+        (["--host", "::"], 2, "other machines may reach ::: give --token-env NAME"),
+        (["--host", "box", "--token-env", "A_TOKEN"], 2, "'box' does not appear to be an IPv4"),
+        (["--token-env", "NOT_SET"], 2, "the environment variable NOT_SET is not set"),
+        (["--token-env", "NOT_A_TOKEN"], 2, "token must be of visible ASCII characters"),
+        (["--webhook-url", "ftp://x"], 2, "must be of http or https"),
+        (["--webhook-secret-env", "A_TOKEN"], 2, "there is no --webhook-url"),
+        (["--webhook-url", "http://x", "--webhook-secret-env", "NOT_A_SECRET"], 2, "in base64"),
     ],
 )
 def test_what_serve_cannot_do_is_said_before_it_serves(options, code, message):
-    ended = CliRunner().invoke(app, ["serve", *options])
+    environment = {"A_TOKEN": "a", "NOT_A_TOKEN": "two words", "NOT_A_SECRET": "whsec_?"}
+    ended = CliRunner().invoke(app, ["serve", *options], env=environment)
     assert ended.exit_code == code
-    assert message in ended.output
+    assert message in " ".join(ended.output.replace("│", " ").split())
     assert "base_url" not in ended.output
+    assert not [value for value in ("two words", "whsec_?") if value in ended.output]
 
 
 def test_the_command_line_imports_no_heavy_library(tmp_path):

@@ -1,20 +1,26 @@
 """What runs on this machine alone, or looks at it: doctor, serve and demo."""
 
 import errno
+import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from batchframe.cli import options as o
 from batchframe.cli.app import Exit, app, expanded, say, show, show_json
+from batchframe.core.addresses import is_loopback
 from batchframe.demo import run_demo
 from batchframe.errors import BatchframeError
+
+if TYPE_CHECKING:
+    from batchframe.emulator import Fault, LocalServer, Upstream
 
 __all__ = ["demo", "doctor", "serve"]
 
@@ -67,9 +73,25 @@ def doctor(
 @app.command()
 def serve(
     *,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="The address to listen on. One that other machines reach, say 0.0.0.0, needs "
+            "--token-env.",
+        ),
+    ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="N", help="The port; 0 is any free one.")
     ] = 0,
+    token_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The environment variable that holds the only key that is let in. Without it any "
+            "key is.",
+        ),
+    ] = None,
     dialect: Annotated[
         str,
         typer.Option(
@@ -130,6 +152,18 @@ def serve(
         int | None,
         typer.Option(min=1, metavar="N", help="Prompt tokens that may be queued for each model."),
     ] = None,
+    webhook_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where the end of each batch is told, signed."),
+    ] = None,
+    webhook_secret_env: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The environment variable that holds the secret that signs it. Without it one is "
+            "made and shown.",
+        ),
+    ] = None,
 ) -> None:
     """Serve the Files and Batches API here until Ctrl-C.
 
@@ -142,6 +176,10 @@ def serve(
     Ollama, vLLM, llama.cpp or a gateway. It takes any key and any model name, and it listens on
     127.0.0.1 only. With --directory it goes on where the last one was, also after a kill: rows
     that were answered are not asked again.
+
+    With --host and --token-env other machines reach it, over plain http: whoever listens on the
+    way reads the token and the prompts, and batchframe itself refuses such an address. Put a proxy
+    with https before it.
 
     An upstream that is away or busy is waited for; other errors that may pass are asked 8 times;
     any other answer is the row's. Its key is neither stored nor shown.
@@ -171,50 +209,43 @@ def serve(
     Or in full, for more of them: OPERATION=KIND[:ARGUMENT][@FIRST][*TIMES], as in
       batches.create=error-before:503:30@2*all    503 with Retry-After, from the second call on
     """
-    from batchframe.emulator import Fault, LocalServer, Upstream
+    from batchframe.emulator import LocalServer, Upstream
 
-    if upstream is None:
-        if upstream_key_env is not None:
-            raise typer.BadParameter("there is no --upstream", param_hint="--upstream-key-env")
-        source: str | Upstream = (model or _Model.ECHO).value
-    elif model is not None:
-        raise typer.BadParameter("it is the upstream that answers", param_hint="--model")
-    else:
-        source = Upstream(upstream, key_env=upstream_key_env)
+    source = _source(model, upstream, upstream_key_env)
+    if token_env is None and not is_loopback(host):
+        raise typer.BadParameter(
+            f"other machines may reach {host}: give --token-env NAME", param_hint="--host"
+        )
+    if webhook_url is None and webhook_secret_env is not None:
+        raise typer.BadParameter("there is no --webhook-url", param_hint="--webhook-secret-env")
+    token = _of_environment(token_env, "--token-env")
+    secret = _of_environment(webhook_secret_env, "--webhook-secret-env")
     try:
-        faults = [Fault.parse(text) for text in fault or ()]
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--fault") from error
+        local = LocalServer(
+            source,
+            directory=directory,
+            host=host,
+            port=port,
+            token=token,
+            concurrency=concurrency,
+            stage_seconds=stage_seconds,
+            row_seconds=row_seconds,
+            enqueued_token_limit=enqueued_token_limit,
+            webhook_url=webhook_url,
+            webhook_secret=secret,
+            faults=_faults(fault or ()),
+            dialect=dialect,
+        )
+    except ValueError as error:  # no address, or a token or a secret that cannot be one
+        raise typer.BadParameter(str(error)) from error
     # Also where a shell started this in the background, and so made it deaf to SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        with (
-            LocalServer(
-                source,
-                directory=directory,
-                port=port,
-                concurrency=concurrency,
-                stage_seconds=stage_seconds,
-                row_seconds=row_seconds,
-                enqueued_token_limit=enqueued_token_limit,
-                faults=faults,
-                dialect=dialect,
-            ) as server,
-            suppress(KeyboardInterrupt),
-        ):
-            name = source.name if isinstance(source, Upstream) else source
-            typer.echo(
-                f"base_url: {server.base_url}\n"
-                "\n"
-                f"The OpenAI Files and Batches API, answered by {name}. "
-                "Point a client at it:\n"
-                f"  export OPENAI_BASE_URL={server.base_url}\n"
-                "  export OPENAI_API_KEY=anything\n"
-                f"{_spoken(dialect)}"
-                "\n"
-                f"Files and batches are kept in {directory or 'a temporary folder'}. Ctrl-C stops."
-            )
+        with local as server, suppress(KeyboardInterrupt):
+            typer.echo(_welcome(server, source, directory, token_env, dialect))
+            if webhook_url is not None and secret is None:
+                typer.echo(f"Webhooks are signed with {server.webhook_secret}")
             if isinstance(source, Upstream) and (wrong := source.look()) is not None:
                 say(f"{wrong} Batches are taken all the same, and their rows wait.")
             while True:
@@ -251,6 +282,61 @@ def demo(
     tokens and the cost, and writes all rows to a parquet file.
     """
     run_demo(rows=rows, model=model.value, output=output)
+
+
+def _source(model: _Model | None, upstream: str | None, key_env: str | None) -> "str | Upstream":
+    """Who answers, as LocalServer takes it."""
+    from batchframe.emulator import Upstream
+
+    if upstream is None:
+        if key_env is not None:
+            raise typer.BadParameter("there is no --upstream", param_hint="--upstream-key-env")
+        return (model or _Model.ECHO).value
+    if model is not None:
+        raise typer.BadParameter("it is the upstream that answers", param_hint="--model")
+    return Upstream(upstream, key_env=key_env)
+
+
+def _faults(texts: Iterable[str]) -> "list[Fault]":
+    from batchframe.emulator import Fault
+
+    try:
+        return [Fault.parse(text) for text in texts]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--fault") from error
+
+
+def _welcome(
+    server: "LocalServer",
+    source: "str | Upstream",
+    directory: Path | None,
+    token_env: str | None,
+    dialect: str,
+) -> str:
+    """What a server says when it has started."""
+    key = "anything" if token_env is None else f'"${token_env}"'
+    name = source if isinstance(source, str) else source.name
+    return (
+        f"base_url: {server.base_url}\n"
+        "\n"
+        f"The OpenAI Files and Batches API, answered by {name}. "
+        "Point a client at it:\n"
+        f"  export OPENAI_BASE_URL={server.base_url}\n"
+        f"  export OPENAI_API_KEY={key}\n"
+        f"{_spoken(dialect)}"
+        "\n"
+        f"Files and batches are kept in {directory or 'a temporary folder'}. Ctrl-C stops."
+    )
+
+
+def _of_environment(name: str | None, option: str) -> str | None:
+    """What the variable holds, which stands in no list of processes; None for no variable."""
+    if name is None:
+        return None
+    value = os.environ.get(name)
+    if not value:
+        raise typer.BadParameter(f"the environment variable {name} is not set", param_hint=option)
+    return value
 
 
 def _spoken(dialect: str) -> str:

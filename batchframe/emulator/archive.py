@@ -1,7 +1,8 @@
 """What the local server keeps: records in memory and in SQLite, contents as files beside it.
 
 Every change of a record is written through, so that a server opened on the same directory goes on
-where the last one was, also after a kill. Callers hold `changed` while they read or write.
+where the last one was, also after a kill: what memory says is in the database before anybody sees
+it. Callers hold `changed` while they read or write.
 """
 
 import secrets
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,15 +24,21 @@ __all__ = ["Archive", "new_file_id"]
 _Record = TypeVar("_Record", File, Batch, Upload, Part, Delivery)
 
 
+#: Seconds that a server waits for the one before it on its directory to end.
+_TIMEOUT_SECONDS = 1.0
+
+
 def new_file_id() -> str:
     """Make an id for a file."""
     return f"file-{secrets.token_hex(12)}"
 
 
 class Archive:
-    """One directory with its records and contents. One archive at a time per directory.
+    """One directory with its records and contents, which nobody else may read.
 
     With `announces`, each batch that ends leaves a `Delivery`, in the transaction of its end.
+
+    Raises OSError where another archive has the directory, or its records cannot be read.
     """
 
     def __init__(self, directory: Path, *, announces: bool = False) -> None:
@@ -41,12 +48,15 @@ class Archive:
         self.work = directory / "work"
         #: Where the parts of uploads are, each under its id.
         self.parts_folder = directory / "parts"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (self.contents, self.work, self.parts_folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         self._announces = announces
         #: Held while anything is read or written; notified when a record changed.
         self.changed = threading.Condition(threading.RLock())
         self._database = _open_database(directory / "store.sqlite")
+        #: What memory held before the changes of the transaction; None outside of one.
+        self._before: list[tuple[dict[str, Any], str, Any]] | None = None
         #: Records by id, in the order in which they came.
         self.files = _load(self._database, "files", File)
         self.batches = _load(self._database, "batches", Batch)
@@ -68,12 +78,25 @@ class Archive:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Save all the records that are saved inside, or none of them."""
-        if self._database.in_transaction:
+        if self._before is not None:
             yield
             return
         self._database.execute("BEGIN")
-        with self._database:
+        self._before = []
+        try:
             yield
+            self._database.execute("COMMIT")
+        except BaseException:
+            if self._database.in_transaction:  # SQLite ends it by itself after some errors
+                self._database.execute("ROLLBACK")
+            for records, record_id, record in reversed(self._before):
+                if record is None:
+                    records.pop(record_id)
+                else:
+                    records[record_id] = record
+            raise
+        finally:
+            self._before = None
 
     def save(self, record: File | Batch | Upload | Part | Delivery) -> None:
         """Keep a new or changed record."""
@@ -93,12 +116,14 @@ class Archive:
         self.changed.notify_all()
 
     def _write(self, table: str, records: dict[str, _Record], record: _Record) -> None:
-        records[record.id] = record
         self._database.execute(
             f"INSERT INTO {table} VALUES (?, ?)"  # noqa: S608 - a word of this module
             " ON CONFLICT (id) DO UPDATE SET record = excluded.record",
             (record.id, msgspec.json.encode(record)),
         )
+        if self._before is not None:
+            self._before.append((records, record.id, records.get(record.id)))
+        records[record.id] = record
 
     def _announce(self, batch: Batch) -> None:
         if not self._announces or batch.status not in TERMINAL:
@@ -142,21 +167,22 @@ class Archive:
 
     def remove_file(self, file: File) -> None:
         """Remove a file and its bytes."""
-        (self.contents / file.id).unlink(missing_ok=True)
-        del self.files[file.id]
+        # First the record: what a kill leaves of the bytes is swept away at the next start.
         self._database.execute("DELETE FROM files WHERE id = ?", (file.id,))
+        del self.files[file.id]
+        (self.contents / file.id).unlink(missing_ok=True)
 
     def remove_part(self, part: Part) -> None:
         """Remove a part and its bytes."""
-        (self.parts_folder / part.id).unlink(missing_ok=True)
-        del self.parts[part.id]
         self._database.execute("DELETE FROM parts WHERE id = ?", (part.id,))
+        del self.parts[part.id]
+        (self.parts_folder / part.id).unlink(missing_ok=True)
 
     def count_call(self, operation: str) -> None:
         """Remember that a call of the operation arrived."""
-        self.calls[operation] += 1
-        n = self.calls[operation]
+        n = self.calls[operation] + 1
         self._database.execute("REPLACE INTO calls VALUES (?, ?)", (operation, n))
+        self.calls[operation] = n
 
     def _sweep(self) -> None:
         # What a killed process left: contents without a record, rows of a batch that ended,
@@ -178,14 +204,30 @@ class Archive:
 
 def _open_database(path: Path) -> sqlite3.Connection:
     # Each statement is its own transaction; the store's lock keeps the threads apart.
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    database = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, timeout=_TIMEOUT_SECONDS
+    )
+    try:
+        _set_up(database)
+    except sqlite3.Error as error:
+        database.close()
+        if "locked" in str(error):
+            raise OSError(f"another server uses the directory {path.parent}") from error
+        raise OSError(f"{path} cannot be used: {error}") from error
+    return database
+
+
+def _set_up(database: sqlite3.Connection) -> None:
+    # Held as long as the connection is: two servers would execute the same rows.
+    database.execute("PRAGMA locking_mode = EXCLUSIVE")
     database.execute("PRAGMA journal_mode = WAL")
     # A killed process loses nothing; only a power cut could, and this is a test server.
     database.execute("PRAGMA synchronous = NORMAL")
     for table in ("files", "batches", "uploads", "parts", "deliveries"):
         database.execute(f"CREATE TABLE IF NOT EXISTS {table} (id TEXT PRIMARY KEY, record BLOB)")
     database.execute("CREATE TABLE IF NOT EXISTS calls (operation TEXT PRIMARY KEY, n INTEGER)")
-    return database
+    database.execute("BEGIN IMMEDIATE")
+    database.execute("COMMIT")
 
 
 def _load(database: sqlite3.Connection, table: str, kind: type[_Record]) -> dict[str, _Record]:

@@ -19,6 +19,8 @@ import msgspec
 
 from batchframe.core.dialects import DIALECTS, Dialect
 
+from .requests import MAX_JSON_BYTES
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -278,6 +280,8 @@ class Speaker:
                 body += message.get("body", b"")
                 if not message.get("more_body"):
                     break
+                if len(body) > MAX_JSON_BYTES:  # for the server to refuse
+                    return {**message, "body": body}
             try:
                 sent = json.loads(body)
                 sent["input_file_id"] = self._manners.own("file", sent["input_file_id"])

@@ -16,6 +16,7 @@ from .answers import (
     Answer,
     by_chat,
     completion,
+    error_body,
     no_messages,
     usage_of,
 )
@@ -36,6 +37,10 @@ _CATEGORIES = (
 
 #: Dimensions of an embedding that names none, as many as text-embedding-3-small has.
 _DIMENSIONS = 1536
+
+#: Dimensions of an embedding at most: those of text-embedding-3-large (OpenAI embeddings guide,
+#: 2026-08).
+_MOST_DIMENSIONS = 3072
 
 
 class Echo:
@@ -95,6 +100,9 @@ def _echoed(asked: str, form: Any) -> str:
 def _embedded(body: Mapping[str, Any]) -> Answer:
     texts = texts_of(body)
     size = body.get("dimensions") or _DIMENSIONS
+    if not isinstance(size, int) or not 0 < size <= _MOST_DIMENSIONS:
+        message = f"Invalid 'dimensions': must be from 1 to {_MOST_DIMENSIONS}."
+        return 400, error_body(message, "invalid_value", "dimensions")
     vectors = [_hashed(text, size) for text in texts]
     return embeddings(body, vectors, sum(map(count_tokens, texts)))
 

@@ -18,9 +18,9 @@ from typing import Any, Self
 
 import msgspec
 
-from .records import Refusal
+from .records import Birth, Refusal
 
-__all__ = ["EDITS", "KINDS", "MISHAPS", "REFUSALS", "SHAPES", "Fault", "Mishap", "Script"]
+__all__ = ["EDITS", "KINDS", "MISHAPS", "REFUSALS", "SHAPES", "Fault", "Mishap", "Script", "birth"]
 
 
 def _error(argument: str) -> Refusal:
@@ -335,3 +335,23 @@ class Script:
             lines = path.read_bytes().splitlines(keepends=True)
             if lines:
                 path.write_bytes(b"".join(SHAPES[fault.name](lines)))
+
+
+def birth(faults: Iterable[Fault]) -> Birth:
+    """How what a call creates comes into being."""
+    found_after = listed_after = 0.0
+    rows_before_expiry = None
+    for fault in faults:
+        match fault.name:
+            case "lands-late" | "visible-late":
+                found_after += float(fault.argument)
+                listed_after += float(fault.argument)
+            case "list-lag":
+                listed_after += float(fault.argument)
+            case "expire":
+                rows_before_expiry = int(fault.argument or 0)
+            case _:
+                pass
+    return Birth(
+        found_after=found_after, listed_after=listed_after, rows_before_expiry=rows_before_expiry
+    )

@@ -7,7 +7,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .faults import EDITS, REFUSALS, Fault
-from .store import Store
 
 __all__ = ["WITHOUT_REPLY", "Hangup", "NoResponse", "spoiled"]
 
@@ -18,27 +17,15 @@ Hangup = Callable[[tuple[str, int]], None]
 WITHOUT_REPLY = frozenset({"reply-lost-after", "error-after", "lands-late"})
 
 
-def spoiled(
-    fault: Fault, response: Response, made: Response, store: Store, hang_up: Hangup
-) -> Response:
-    """Carry out a fault that comes after the operation, whose own reply is `made`."""
+def spoiled(fault: Fault, response: Response, hang_up: Hangup) -> Response:
+    """Carry out what a fault does to the reply of an operation."""
     match fault.name:
-        case "reply-lost-after":
+        case "reply-lost-after" | "lands-late":
             return NoResponse(hang_up)
         case "error-after":
             refusal = REFUSALS["error-before"](fault.argument)
             return JSONResponse(refusal.envelope, refusal.status, headers=refusal.headers)
-        case "lands-late":
-            store.postpone(_created(made), float(fault.argument))
-            return NoResponse(hang_up)
-        case "visible-late":
-            store.postpone(_created(made), float(fault.argument))
-            return response
-        case "list-lag":
-            store.postpone(_created(made), float(fault.argument), only_listing=True)
-            return response
-        case "expire":
-            store.shorten(_created(made), int(fault.argument or 0))
+        case "visible-late" | "list-lag" | "expire":  # see `birth`
             return response
         case "truncate":
             return _CutResponse(response, int(fault.argument), hang_up)
@@ -58,10 +45,6 @@ def _edited(fault: Fault, response: Response) -> Response:
     else:
         reply = edit(reply, fault.argument)
     return JSONResponse(reply)
-
-
-def _created(response: Response) -> str:
-    return str(json.loads(bytes(response.body))["id"])
 
 
 class NoResponse(Response):

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from anyio import Path as AsyncPath
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 from .records import Batch, File, Refusal
 from .requests import (
     MAX_FILE_BYTES,
+    MAX_JSON_BYTES,
     MAX_PART_BYTES,
     page_limit,
     parse_json,
@@ -21,12 +23,9 @@ from .requests import (
     read_order,
     read_upload_order,
 )
-from .store import Store
+from .store import Store, no_file
 
 __all__ = ["OPERATIONS", "Operation"]
-
-#: Size of a body in JSON, in bytes: all that a valid one can hold fits several times.
-_MAX_JSON_BYTES = 1 << 20
 
 #: What may surround the file in a form, in bytes.
 _FORM_BYTES = 1 << 20
@@ -42,7 +41,7 @@ class Operation:
     name: str
     perform: Callable[[Store, Request], Awaitable[Response]]
     #: Size of the body that it reads, in bytes.
-    max_bytes: int = _MAX_JSON_BYTES
+    max_bytes: int = MAX_JSON_BYTES
 
 
 # --- files
@@ -58,6 +57,7 @@ async def _create_file(store: Store, request: Request) -> Response:
             filename=upload.filename or "",
             purpose=purpose,
             expires_after=lasts,
+            birth=request.state.birth,
         )
         file = await run_in_threadpool(create)
     return JSONResponse(file.as_json())
@@ -100,15 +100,30 @@ class _Content(FileResponse):
     """The bytes of a file, or ranges of them. What cannot be had is refused in the envelope."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+
         async def checked(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                sent = Headers(raw=message["headers"])
-                headers = {k: sent[k] for k in ("content-range",) if k in sent}
-                text = "The Range header cannot be satisfied."
-                raise Refusal(message["status"], text, param="range", headers=headers)
+            nonlocal start
+            if message["type"] == "http.response.start":
+                if message["status"] >= 400:
+                    sent = Headers(raw=message["headers"])
+                    headers = {k: sent[k] for k in ("content-range",) if k in sent}
+                    text = "The Range header cannot be satisfied."
+                    raise Refusal(message["status"], text, param="range", headers=headers)
+                start = message  # sent with the first bytes: until then the file may be gone
+                return
+            if start is not None:
+                await send(start)
+                start = None
             await send(message)
 
-        await super().__call__(scope, receive, checked)
+        try:
+            await super().__call__(scope, receive, checked)
+        except (FileNotFoundError, RuntimeError):  # the latter is what starlette makes of it
+            path = AsyncPath(self.path)
+            if await path.exists():
+                raise
+            raise no_file(path.name) from None
 
 
 # --- uploads
@@ -145,7 +160,7 @@ async def _cancel_upload(store: Store, request: Request) -> Response:
 
 async def _create_batch(store: Store, request: Request) -> Response:
     order = read_order(parse_json(await request.body()), store.dialect)
-    batch = await run_in_threadpool(store.create_batch, order)
+    batch = await run_in_threadpool(store.create_batch, order, request.state.birth)
     return JSONResponse(batch.as_json())
 
 

@@ -39,5 +39,5 @@ def batchframe_server(
     arguments = (marker.args, marker.kwargs) if marker is not None else ((), {})
     with LocalServer(*arguments[0], **arguments[1]) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-local")
+        monkeypatch.setenv("OPENAI_API_KEY", arguments[1].get("token") or "sk-local")
         yield server

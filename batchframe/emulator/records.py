@@ -15,6 +15,7 @@ __all__ = [
     "TERMINAL",
     "Batch",
     "Billed",
+    "Birth",
     "Call",
     "Delivery",
     "File",
@@ -285,6 +286,17 @@ class Batch:
             for e in self.errors
         ]
         return {"object": "list", "data": data}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """How a new file or batch comes into being, by scripted faults."""
+
+    #: Seconds until it is found, and until lists show it.
+    found_after: float = 0.0
+    listed_after: float = 0.0
+    #: Rows after which a batch expires at once; None is no such fault.
+    rows_before_expiry: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from .validation import is_json_object
 __all__ = [
     "ENDPOINTS",
     "MAX_FILE_BYTES",
+    "MAX_JSON_BYTES",
     "MAX_PART_BYTES",
     "MAX_UPLOAD_BYTES",
     "BatchOrder",
@@ -48,6 +49,9 @@ ENDPOINTS = (
 
 #: Size of any other file, in bytes (OpenAI API spec, 2026-08: 512 MB).
 MAX_FILE_BYTES = 536_870_912
+
+#: Size of a body in JSON, in bytes: all that a valid one can hold fits several times.
+MAX_JSON_BYTES = 1 << 20
 
 #: Size of one part of an upload, and of all its parts, in bytes (OpenAI API spec, 2026-08: 64 MB
 #: and 8 GB; the parts of openai-python 3.57 are 64 MiB).

@@ -4,6 +4,7 @@ Those of an instant model are executed here, as of a time, whenever somebody loo
 one are taken one by one, by turns among the batches, and their answers kept in any order.
 """
 
+import operator
 from typing import Any
 
 from batchframe.clock import Clock
@@ -72,11 +73,11 @@ class Rows:
         work = self.work(batch)
         due = self._due(batch, at)
         while work.begun < due:
-            requests = work.read(min(_CHUNK, due - work.begun))
-            answers = [answer_of(self._model, r.body, batch.endpoint) for r in requests]
             try:
+                requests = work.read(min(_CHUNK, due - work.begun))
+                answers = [answer_of(self._model, r.body, batch.endpoint) for r in requests]
                 work.append(requests, answers)
-            except OSError:
+            except BaseException:
                 # The rows were handed out: they are found again when the work is opened again.
                 self._works.pop(batch.id).close()
                 raise
@@ -119,9 +120,10 @@ class Rows:
 
 
 def answer_of(model: Model, body: dict[str, Any], endpoint: str) -> Answer:
-    """What the model answers, or 500 with the error that it raised."""
+    """What the model answers, or 500 with the error that it raised, or that its answer is."""
     try:
-        return model.answer(body, endpoint)
+        status, answer = model.answer(body, endpoint)
+        return int(operator.index(status)), answer
     except Exception as error:  # noqa: BLE001 - a row that fails must not end the batch
         message = f"The model {model.name} raised {type(error).__name__}: {error}"
         return 500, error_body(message, "server_error", None)

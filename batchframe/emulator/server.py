@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from batchframe.clock import Clock
 
 from .door import Door
-from .faults import REFUSALS, Script
+from .faults import REFUSALS, Script, birth
 from .mishaps import WITHOUT_REPLY, Hangup, NoResponse, spoiled
 from .operations import OPERATIONS, Operation
 from .records import Call, Refusal
@@ -97,10 +97,11 @@ def _gate(store: Store, script: Script, hang_up: Hangup, operation: Operation) -
                 raise REFUSALS[fault.name](fault.argument)
             if fault.name == "reset-before":
                 return NoResponse(hang_up)
-        response = made = await _performed(store, request, operation)
+        request.state.birth = birth(faults)
+        response = await _performed(store, request, operation)
         # What takes the reply away comes last: there is nothing to edit in it any more.
         for fault in sorted(faults, key=lambda fault: fault.name in WITHOUT_REPLY):
-            response = await run_in_threadpool(spoiled, fault, response, made, store, hang_up)
+            response = spoiled(fault, response, hang_up)
         return response
 
     return endpoint

@@ -20,14 +20,14 @@ from .dialects import Manners
 from .faults import Script
 from .models import Model
 from .rates import MAX_CREATES_PER_HOUR, MAX_UPLOADS_PER_MINUTE, Rate
-from .records import TERMINAL, Batch, Billed, Call, File, Refusal, Usage
+from .records import TERMINAL, Batch, Billed, Birth, Call, File, Refusal, Usage
 from .requests import BatchOrder, check_upload
 from .timeline import Pace, Timeline
 from .uploads import Uploads
 from .upstream import Upstream
 from .webhooks import Courier, Webhook
 
-__all__ = ["Policy", "Store"]
+__all__ = ["Policy", "Store", "no_file"]
 
 #: Calls that are remembered one by one.
 _LOGGED_CALLS = 1_000
@@ -99,7 +99,13 @@ class Store:
     # --- files
 
     def create_file(
-        self, content: BinaryIO, *, filename: str, purpose: str, expires_after: int | None
+        self,
+        content: BinaryIO,
+        *,
+        filename: str,
+        purpose: str,
+        expires_after: int | None,
+        birth: Birth,
     ) -> File:
         """Keep an upload that lasts so many seconds, or refuse it."""
         with self._changed:
@@ -114,9 +120,12 @@ class Store:
             arriving.unlink(missing_ok=True)
             raise
         with self._changed:
-            return self._archive.keep_file(
-                arriving, file_id, filename, purpose, expires_after, self._clock.now()
-            )
+            with self._archive.transaction():
+                file = self._archive.keep_file(
+                    arriving, file_id, filename, purpose, expires_after, self._clock.now()
+                )
+                self._archive.save(_born(file, birth))
+            return file
 
     def file(self, file_id: str) -> File:
         """The file, if there is one."""
@@ -124,7 +133,7 @@ class Store:
             now = self._timeline.settle()
             file = self._archive.files.get(file_id)
             if file is None or file.created_at > now:
-                raise Refusal(404, f"No such File object: {file_id}", param="id")
+                raise no_file(file_id)
             return file
 
     def files(
@@ -149,7 +158,7 @@ class Store:
 
     # --- batches
 
-    def create_batch(self, order: BatchOrder) -> Batch:
+    def create_batch(self, order: BatchOrder, birth: Birth) -> Batch:
         """Accept an order. Whether its file can be executed is found out while `validating`."""
         with self._changed:
             now = self._timeline.settle()
@@ -165,8 +174,9 @@ class Store:
                 output_expires_after=order.output_expires_after,
                 created_at=now,
                 listed_at=now,
+                rows_before_expiry=birth.rows_before_expiry,
             )
-            self._archive.save(batch)
+            self._archive.save(_born(batch, birth))
             return batch
 
     def batch(self, batch_id: str) -> Batch:
@@ -241,20 +251,19 @@ class Store:
                 usage.output_tokens,
             )
 
-    def postpone(self, record_id: str, seconds: float, *, only_listing: bool = False) -> None:
-        """Let a new file or batch come into being, or only into lists, so much later."""
-        with self._changed:
-            found = self._archive.files.get(record_id) or self._archive.batches[record_id]
-            later = replace(found, listed_at=found.listed_at + seconds)
-            if not only_listing:
-                later = replace(later, created_at=found.created_at + seconds)
-            self._archive.save(later)
 
-    def shorten(self, batch_id: str, n_rows: int) -> None:
-        """Let a new batch expire as soon as so many of its rows were executed."""
-        with self._changed:
-            batch = self._archive.batches[batch_id]
-            self._archive.save(replace(batch, rows_before_expiry=n_rows))
+def _born(record: _Record, birth: Birth) -> _Record:
+    """The record as it is kept; who created it is told that it is there."""
+    return replace(
+        record,
+        created_at=record.created_at + birth.found_after,
+        listed_at=record.listed_at + birth.listed_after,
+    )
+
+
+def no_file(file_id: str) -> Refusal:
+    """Refuse what asks for a file that is not there."""
+    return Refusal(404, f"No such File object: {file_id}", param="id")
 
 
 def _page(

@@ -139,6 +139,8 @@ class LocalServer:
     ) -> None:
         if concurrency < 1:
             raise ParameterError(f"concurrency must be at least 1, but is {concurrency}")
+        #: What is to be closed at the end, while it serves.
+        self._stack: ExitStack | None = None
         self._model = model
         self._script = Script(Fault.parse(f) if isinstance(f, str) else f for f in faults)
         self._directory = directory
@@ -177,8 +179,11 @@ class LocalServer:
     def start(self) -> Self:
         """Serve, until `stop` or the end of the process.
 
-        Raises MissingDependencyError where the extra `emulator` is not installed.
+        Raises MissingDependencyError where the extra `emulator` is not installed, OSError where the
+        port or the directory cannot be had, RuntimeError where it serves already.
         """
+        if self._stack is not None:
+            raise RuntimeError("the server has started already: use it as it is, or stop it first")
         try:
             import python_multipart  # noqa: F401 - starlette asks for it at the first upload
             import uvicorn
@@ -225,6 +230,7 @@ class LocalServer:
                     log_config=None,
                     log_level="error",  # what goes wrong in here is seen on stderr
                     access_log=False,
+                    proxy_headers=False,  # a connection is found by its address to be closed
                     lifespan="off",
                     ws="none",
                     http="h11",
@@ -242,7 +248,9 @@ class LocalServer:
 
     def stop(self) -> None:
         """Answer no more, and remove a directory that was temporary."""
-        self._stack.close()
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            stack.close()
 
     def _stop(self, thread: threading.Thread) -> None:
         self._server.should_exit = True
@@ -264,7 +272,7 @@ class LocalServer:
     def _origin(self) -> str:
         address, port = self._socket.getsockname()[:2]
         if ipaddress.ip_address(address).is_unspecified:  # all addresses, so this one as well
-            address = "127.0.0.1"
+            address = "::1" if ":" in address else "127.0.0.1"
         host = f"[{address}]" if ":" in address else address
         return f"http://{host}:{port}"
 

@@ -38,18 +38,21 @@ def count_prompt_tokens(
     body: Mapping[str, Any], count_tokens: Callable[[str], int] = _count_pieces
 ) -> int:
     """Count the tokens that the prompt of one request has."""
+    asked = body.get("messages") or body.get("input") or body.get("prompt")
     total = _TOKENS_PER_PROMPT
-    for message in body.get("messages") or _inputs(body):
-        if isinstance(message, dict):
-            total += _TOKENS_PER_MESSAGE + 1 + count_tokens(text_of(message))
+    for message in asked if isinstance(asked, list) else [asked]:
+        match message:
+            case dict():
+                total += _TOKENS_PER_MESSAGE + 1 + count_tokens(text_of(message))
+            case str():
+                total += _TOKENS_PER_MESSAGE + 1 + count_tokens(message)
+            case list():  # a text as its tokens
+                total += len(message)
+            case int():
+                total += 1
+            case _:
+                pass
     return total
-
-
-def _inputs(body: Mapping[str, Any]) -> list[Any]:
-    asked = body.get("input") or body.get("prompt")
-    if isinstance(asked, str):
-        asked = [{"content": asked}]
-    return asked if isinstance(asked, list) else []
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -58,4 +61,5 @@ def text_of(message: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else ()
-    return "".join(part.get("text") or "" for part in parts if isinstance(part, dict))
+    texts = (part.get("text") for part in parts if isinstance(part, dict))
+    return "".join(text for text in texts if isinstance(text, str))

@@ -73,8 +73,7 @@ class Upstream:
             ParameterError: the address is neither https nor plain http on this machine.
             ApiKeyError: the variable is not set, or holds what is no key.
         """
-        parts = urlsplit(base_url)
-        if not parts.hostname or parts.query or parts.fragment or parts.username:
+        if not _is_address(base_url):
             raise ParameterError(
                 f"The upstream {base_url!r} is not an address like http://127.0.0.1:11434/v1."
             )
@@ -92,7 +91,9 @@ class Upstream:
             "headers": self._headers,
             # The key and the prompts would go where a redirect leads.
             "follow_redirects": False,
-            "trust_env": not is_loopback(parts.hostname),  # no proxy on the way to this machine
+            "trust_env": not is_loopback(
+                urlsplit(base_url).hostname or ""
+            ),  # no proxy on the way to this machine
         }
 
     def look(self) -> str | None:
@@ -181,6 +182,15 @@ def _retry_after(headers: httpx2.Headers) -> float:
     except ValueError:  # a date, or nothing: our own delay
         return 0.0
     return max(seconds, 0.0) if math.isfinite(seconds) else 0.0
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
+    return is_whole and not (parts.query or parts.fragment or "@" in parts.netloc)
 
 
 def _key(name: str) -> str:

@@ -42,6 +42,9 @@ _REQUIRED_OF_BODY = {
 }
 
 
+_DECODER = msgspec.json.Decoder()
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What validation learned from an input file."""
@@ -59,7 +62,6 @@ def check_input(
     path: Path, *, endpoint: str, max_requests: int = MAX_REQUESTS, count_tokens: bool = False
 ) -> Checked:
     """Read every line of the input file at `path` and collect what is wrong."""
-    decoder = msgspec.json.Decoder()
     errors: list[LineError] = []
     seen: set[str] = set()
     model: str | None = None
@@ -68,10 +70,9 @@ def check_input(
     number = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
-            try:
-                request = decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                request = None
+            if number > max_requests:  # they are counted only: memory is for no more than that
+                continue
+            request = _decoded(line)
             if not isinstance(request, dict):
                 message = "This line is not parseable as valid JSON."
                 errors.append(LineError("invalid_json_line", message, line=number))
@@ -94,13 +95,19 @@ def check_input(
 
 def is_json_object(line: bytes) -> bool:
     """Whether the line could be one of an input file at all."""
+    return isinstance(_decoded(line), dict)
+
+
+def _decoded(line: bytes) -> Any:
     try:
-        return isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
+        return _DECODER.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _over_limits(n_requests: int, max_requests: int, inputs: int) -> Iterator[LineError]:
+    if not n_requests:  # the code of Azure (batch guide, 2026-08); not seen on the service
+        yield LineError("empty_file", "The input file has no requests.")
     if n_requests > max_requests:
         message = (
             f"This batch contains {n_requests} requests, which is more than the maximum of"
@@ -160,7 +167,9 @@ def _faults_of_body(
         if not body.get(name):
             yield "invalid_request", f"body.{name}", f"Missing required parameter: 'body.{name}'."
     named = body.get("model")
-    if isinstance(named, str) and named and named != model:
+    if named and not isinstance(named, str):
+        yield "invalid_type", "body.model", "Invalid type for 'body.model': expected a string."
+    elif named and named != model:
         message = (
             f"The model '{named}' for this request does not match the rest of the batch. Each batch"
             " must contain requests for a single model."

@@ -9,10 +9,12 @@ again, under the same id.
 import base64
 import binascii
 import hmac
+import logging
 import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import httpx2
 import msgspec
@@ -37,6 +39,11 @@ _TIMEOUT_SECONDS = 5.0
 #: Seconds of real time after which the thread looks again whether the clock made a call due.
 _TICK_SECONDS = 0.02
 
+#: Seconds of real time until a disk that was full, or failed, is tried again.
+_DISK_SECONDS = 1.0
+
+_LOGGER = logging.getLogger("batchframe.emulator")
+
 
 class Webhook:
     """Where the ends of batches are told, and what signs it. The secret is kept in memory only."""
@@ -46,7 +53,7 @@ class Webhook:
 
         Raises ValueError where the address is none of http or https, or the secret cannot be read.
         """
-        if not url.startswith(("http://", "https://")):
+        if not url.startswith(("http://", "https://")) or not _is_address(url):
             raise ValueError(f"the address of a webhook must be of http or https, not {url!r}")
         self.url = url
         #: What the receiver checks signatures with: `whsec_` and base64.
@@ -81,11 +88,20 @@ class Courier:
         self._client.close()
 
     def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._work()
+            except Exception:  # a full disk, or what a caller's function of the pace raised
+                _LOGGER.exception("The webhooks cannot go on; trying again")
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, _DISK_SECONDS)
+
+    def _work(self) -> None:
         while (found := self._next()) is not None:
             delivery, now = found
             arrived = self._call(delivery, now)
             if arrived and self._script.take("webhooks"):
-                continue  # as if the server had been killed before it took note
+                self._call(delivery, now)  # as after a kill before it took note
             with self._changed:
                 self._archive.save(_after(delivery, now, arrived=arrived))
 
@@ -111,10 +127,13 @@ class Courier:
             **sign(self._webhook.key, delivery.id, int(now), body),
         }
         try:
-            reply = self._client.post(self._webhook.url, content=body, headers=headers)
+            # What it has to say is not read: it may have no end.
+            with self._client.stream(
+                "POST", self._webhook.url, content=body, headers=headers
+            ) as reply:
+                return reply.is_success
         except httpx2.HTTPError:
             return False
-        return reply.is_success
 
 
 def sign(key: bytes, webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
@@ -134,6 +153,14 @@ def _after(delivery: Delivery, now: float, *, arrived: bool) -> Delivery:
     next_at = now + wait
     is_over = arrived or next_at > delivery.created_at + _GIVEN_UP_SECONDS
     return replace(delivery, attempts=delivery.attempts + 1, next_at=None if is_over else next_at)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:  # a port or an IPv6 address that is none
+        return False
 
 
 def _key(secret: str) -> bytes:

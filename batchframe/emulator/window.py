@@ -8,7 +8,6 @@ are places. When its batch leaves `in_progress`, a row is given up.
 
 import asyncio
 import logging
-import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from typing import Any
 
 from batchframe.clock import Clock
 
-from .answers import Answer
+from .answers import Answer, error_body
 from .archive import Archive
 from .models import Model
 from .records import Batch
@@ -61,7 +60,7 @@ class Window:
         self._tasks: dict[asyncio.Task[None], Batch] = {}
         #: Rows that wait to be asked again: until when, by the clock, and what wakes them.
         self._pauses: list[tuple[float, asyncio.Event]] = []
-        self._thread = threading.Thread(target=self._run, name="emulator-rows")
+        self._thread = threading.Thread(target=self._run, name="emulator-rows", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -79,8 +78,8 @@ class Window:
             while not self._closing:
                 try:
                     self._fill(ask)
-                except (OSError, sqlite3.Error):
-                    _LOGGER.exception("The server's directory cannot be written; trying again")
+                except Exception:  # a full disk, or what a caller's function of the pace raised
+                    _LOGGER.exception("The rows cannot go on; trying again")
                     await asyncio.sleep(_DISK_SECONDS)
                 if self._tasks:
                     await asyncio.wait(
@@ -146,6 +145,10 @@ class Window:
                         return not_now.answer
                 waits += 1
                 seconds = delay(waits, not_now.retry_after)
+            except Exception as error:  # a row that fails must not end the others
+                _LOGGER.exception("A row could not be asked")
+                message = f"The row could not be asked: {type(error).__name__}: {error}"
+                return 500, error_body(message, "server_error", None)
             await self._pause(seconds)
 
     async def _pause(self, seconds: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from .answers import Answer
+from .answers import Answer, error_body
 from .records import Usage
 
 __all__ = ["Request", "Work", "read_ledger"]
@@ -110,18 +110,9 @@ class Work:
 
         Raises OSError, and records none of them, if they cannot be written.
         """
-        lines = []
-        for request, (status, body) in zip(requests, answers, strict=True):
-            number = f"{self._tag}{request.row:08x}"
-            answered = {
-                "id": f"batch_req_{number}",
-                "custom_id": request.custom_id,
-                "response": {"status_code": status, "request_id": f"req_{number}", "body": body},
-                "error": None,
-            }
-            lines.append(_ENCODER.encode(answered) + b"\n")
-        self._write(b"".join(lines))
-        for request, (status, body), line in zip(requests, answers, lines, strict=True):
+        kept = [self._kept(*pair) for pair in zip(requests, answers, strict=True)]
+        self._write(b"".join(line for _, line in kept))
+        for request, ((status, body), line) in zip(requests, kept, strict=True):
             self._count(request.row, status, body, len(line))
 
     def billed(self) -> Iterator[str]:
@@ -166,6 +157,26 @@ class Work:
             for row, line in enumerate(requests):
                 if self._places[row] == _NOWHERE:
                     yield row, line
+
+    def _kept(self, request: Request, answer: Answer) -> tuple[Answer, bytes]:
+        """The answer and its line; 500 in the place of one that no line can hold."""
+        try:
+            return answer, self._line(request, answer)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            message = f"The answer cannot be written as JSON ({type(error).__name__}: {error})"
+            answer = 500, error_body(message, "server_error", None)
+            return answer, self._line(request, answer)
+
+    def _line(self, request: Request, answer: Answer) -> bytes:
+        number = f"{self._tag}{request.row:08x}"
+        status, body = answer
+        answered = {
+            "id": f"batch_req_{number}",
+            "custom_id": request.custom_id,
+            "response": {"status_code": status, "request_id": f"req_{number}", "body": body},
+            "error": None,
+        }
+        return _ENCODER.encode(answered) + b"\n"
 
     def _write(self, content: bytes) -> None:
         left = memoryview(content)

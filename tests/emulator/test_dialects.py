@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 
 import httpx2
 import openai
@@ -287,3 +288,15 @@ def test_faults_come_in_every_dialect(speak):
 def test_a_dialect_that_there_is_not_is_refused():
     with pytest.raises(ValueError, match="no dialect 'azur'"):
         LocalServer(dialect="azur")
+
+
+def test_a_body_that_is_too_large_is_refused_before_its_end(serve):
+    bench = serve(dialect="generic")
+    head = (
+        b"POST /v1/batches HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer x\r\n"
+        b"content-length: 999999999\r\n\r\n"
+    )
+    with socket.create_connection(bench.server._socket.getsockname(), timeout=20) as connection:
+        connection.sendall(head + bytes(68 << 20))  # 64 MiB are read and dropped
+
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")

@@ -475,3 +475,14 @@ def test_each_operation_that_is_counted_can_meet_faults(bench):
     bench.raw("POST", "/uploads/upload_none/cancel")
 
     assert bench.server.calls().keys() == KINDS.keys() - {"output", "error", "webhooks"}
+
+
+def test_a_fault_of_a_creation_is_there_before_anybody_looks(serve):
+    # The thread of the webhooks looks all the time, and no stage lasts.
+    faults = [Fault("batches.create", "expire:1", times=None)]
+    bench = serve(stage_seconds=0, webhook_url="http://127.0.0.1:9/", faults=faults)
+    file = bench.upload(bench.lines(3))
+    batches = [bench.create(file.id) for _ in range(40)]
+
+    assert {bench.batch(batch).status for batch in batches} == {"expired"}
+    assert bench.server.billed().requests == 40

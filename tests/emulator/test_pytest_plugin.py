@@ -126,3 +126,15 @@ def test_pytest_finds_the_plugin_wherever_the_package_is_installed():
     plugin = EntryPoint(name, value, "pytest11").load()
     assert plugin.__name__ == PLUGIN
     assert hasattr(plugin, "batchframe_server")
+
+
+def test_the_key_of_the_environment_is_the_token_of_the_marker(run):
+    run("""
+        import openai
+        import pytest
+
+        @pytest.mark.batchframe_server(token="sesame")
+        def test_it(batchframe_server):
+            with openai.OpenAI() as client:
+                assert client.files.list().data == []
+    """).assert_outcomes(passed=1)

@@ -209,3 +209,16 @@ def test_no_credential_is_anywhere_on_the_disk(serve, tmp_path):
     assert any(b"batch.completed" in content or b"completed" in content for content in kept)
     for secret in (b"sk-very-secret", b"dmVyeS1zZWNyZXQ", b"very-secret", b"Bearer"):
         assert not any(secret in content for content in kept)
+
+
+def test_a_server_on_all_addresses_of_ipv6_is_reached_by_one_of_them(serve):
+    bench = serve(host="::", token="sesame")
+
+    assert bench.server.base_url.startswith("http://[::1]:")
+    assert bench.client.files.list().data == []
+
+
+def test_a_connection_is_closed_whoever_the_client_says_that_it_is(serve):
+    bench = serve(faults=["files.list=reset-before"])
+    with pytest.raises(httpx2.RemoteProtocolError):
+        bench.raw("GET", "/files", headers={"x-forwarded-for": "192.0.2.7"})

@@ -130,3 +130,17 @@ def test_with_the_machines_clock_a_batch_completes():
         )
 
         assert client.batches.retrieve(batch.id).status == "completed"
+
+
+def test_a_server_starts_once_and_stops_as_often_as_one_likes():
+    server = LocalServer()
+    server.stop()
+    server.start()
+    with pytest.raises(RuntimeError, match="has started already"):
+        server.start()
+    assert server.client().files.list().data == []
+    server.stop()
+    server.stop()
+
+    with server:
+        assert server.client().files.list().data == []

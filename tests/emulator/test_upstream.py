@@ -337,6 +337,9 @@ def test_delays_double_up_to_half_a_minute_and_are_never_shorter_than_asked_for(
         "127.0.0.1:80",
         "",
         "https://user:word@example.com/v1",
+        "https://:word@example.com/v1",
+        "http://127.0.0.1:99999/v1",
+        "http://[::1/v1",
         "https://example.com/v1?key=1",
     ],
 )

@@ -1,5 +1,6 @@
 """The ends of batches are told to a receiver on loopback, until it takes them."""
 
+import contextlib
 import http.server
 import json
 import queue
@@ -203,9 +204,73 @@ def test_a_server_without_a_webhook_has_no_secret_and_keeps_no_events(bench):
     ("kwargs", "message"),
     [
         ({"webhook_url": "ftp://x"}, "http or https"),
+        ({"webhook_url": "http://"}, "http or https"),
+        ({"webhook_url": "http://[x"}, "http or https"),
+        ({"webhook_url": "http://x:99999/"}, "http or https"),
+        ({"webhook_url": "http://x/a b"}, "http or https"),
         ({"webhook_url": "http://x", "webhook_secret": "whsec_?"}, "base64"),
     ],
 )
 def test_a_webhook_that_cannot_work_is_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LocalServer(**kwargs)
+
+
+def test_a_fault_of_all_webhooks_sends_each_twice(serve):
+    with Receiver() as receiver:
+        faults = [Fault("webhooks", "duplicate", times=None)]
+        bench = serve(webhook_url=receiver.url, stage_seconds=1, faults=faults)
+        ids = []
+        for _ in range(2):
+            batch = bench.submit(bench.lines(1))
+            bench.clock.advance(3)
+            ids += [json.loads(receiver.next()[1])["data"]["id"] for _ in range(2)]
+            assert ids[-2:] == [batch.id] * 2
+
+
+def test_a_disk_that_was_full_for_a_while_loses_no_webhook(serve, caplog):
+    with Receiver() as receiver:
+        bench = serve(webhook_url=receiver.url, stage_seconds=1)
+        bench.submit(bench.lines(1))
+        archive = bench.server._store._archive
+        with archive.changed:
+            archive._database.execute("PRAGMA query_only = ON")
+            bench.clock.advance(3)
+        while "cannot go on" not in caplog.text:
+            pass
+        with archive.changed:
+            archive._database.execute("PRAGMA query_only = OFF")
+
+        assert json.loads(receiver.next()[1])["type"] == "batch.completed"
+
+
+def test_a_receiver_whose_answer_has_no_end_does_not_keep_the_server(serve):
+    class Endless(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.end_headers()
+            called.set()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"and so on, ")
+
+        def log_message(self, *args):
+            pass
+
+    called = threading.Event()
+    receiver = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless)
+    thread = threading.Thread(target=receiver.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{receiver.server_port}/"
+        bench = serve(webhook_url=url, stage_seconds=1)
+        bench.submit(bench.lines(1))
+        bench.clock.advance(3)
+        assert called.wait(10)
+        bench.server.stop()
+        assert not any(t.name == "emulator-webhooks" for t in threading.enumerate())
+    finally:
+        receiver.shutdown()
+        thread.join()
+        receiver.server_close()
