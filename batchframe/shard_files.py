@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +27,8 @@ _SHARD_SCHEMA = pa.schema(
         pa.field("n_tokens", pa.int64(), nullable=False),
     ]
 )
+#: Lines that are hashed, and written, together.
+_LINES_OF_PIECE = 256
 
 
 class ShardFiles(Log):
@@ -35,12 +37,15 @@ class ShardFiles(Log):
     def freeze(self, requests: Requests, *, round_: int) -> int:
         """Write the requests as a new shard and commit it. Returns its number."""
         number = len(self.shards)
-        data = b"".join(requests.lines)
+        digest, n_bytes = sha256(), 0
+        for piece in _pieces(requests.lines):
+            digest.update(piece)
+            n_bytes += len(piece)
         frozen = ShardFrozen(
             n_requests=len(requests),
-            n_bytes=len(data),
+            n_bytes=n_bytes,
             n_tokens=sum(requests.n_tokens),
-            sha256=sha256(data).hexdigest(),
+            sha256=digest.hexdigest(),
             round=round_,
             model=requests.model,
         )
@@ -56,7 +61,8 @@ class ShardFiles(Log):
             pa.Table.from_arrays(columns, schema=_SHARD_SCHEMA),
         )
         with self._storage.replace(self._layout.shard(number, frozen, "jsonl")) as file:
-            file.write(data)
+            for piece in _pieces(requests.lines):
+                file.write(piece)
         self.commit(number, frozen)
         return number
 
@@ -160,6 +166,12 @@ class ShardFiles(Log):
         paths = {self.input_path(number).name: number for number in self.shards}
         names = self._storage.names(self._layout.shards)
         return sorted(paths[name] for name in names if name in paths)
+
+
+def _pieces(lines: Sequence[bytes]) -> Iterator[bytes]:
+    """The bytes of lines, some at a time: a processor's cache holds them, and memory stays free."""
+    for start in range(0, len(lines), _LINES_OF_PIECE):
+        yield b"".join(lines[start : start + _LINES_OF_PIECE])
 
 
 def _keys(keys: Sequence[bytes]) -> pa.FixedSizeBinaryArray:
