@@ -212,7 +212,8 @@ class Engine:
             look()
             if left <= 0 or (settled and jobs == before):
                 return settled
-            self.clock.pause(min(_LOOKS * (time.perf_counter() - began), 0.2))
+            if not all(job.is_settled for job in jobs):  # else there is only the end to look at
+                self.clock.pause(min(_LOOKS * (time.perf_counter() - began), 0.2))
 
     # The control thread
 
