@@ -522,7 +522,7 @@ class Rounds:
         try:
             table = self.checkpoint.results(FOR_PLANS, numbers=new)
         except CheckpointCorruptError:
-            repair(self.checkpoint, self.engine.clock, self.dialect)
+            repair(self.checkpoint, self.engine.clock, self.dialect, self.submission.prices)
             new = self._unread()
             table = self.checkpoint.results(FOR_PLANS, numbers=new)
         self._known = table if self._known is None else pa.concat_tables([self._known, table])
