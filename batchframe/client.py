@@ -30,7 +30,7 @@ from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.moderation_create_params import ModerationCreateParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from batchframe.core.addresses import is_loopback, is_private
+from batchframe.core.addresses import is_loopback, is_private, is_public
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
 from batchframe.core.dialects import Dialect, dialect_of
 from batchframe.core.spec import (
@@ -349,8 +349,8 @@ class Provider:
         link = _fields(calls.retrieve(self._own_id(batch_id))).get(f"{kind}_file_id")
         if not isinstance(link, str) or not is_private(link):
             raise Unavailable("the batch names no address of its results that could be used")
-        if is_loopback(urlsplit(link).hostname or "") and not self._is_local:
-            raise Unavailable("the batch names an address of this machine for its results")
+        if not self._is_local and not is_public(urlsplit(link).hostname or ""):
+            raise Unavailable("the batch names an address of our own network for its results")
         return link
 
     @contextmanager

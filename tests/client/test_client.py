@@ -1011,17 +1011,40 @@ def test_an_address_that_could_be_read_on_the_way_is_not_asked(raw, linking, lin
     assert raw.asked == ["GET /v1/batches/batch_1"]
 
 
-def test_a_service_elsewhere_cannot_have_this_machine_asked(raw):
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "localhost.",
+        "a.localhost",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "[::]",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "10.0.0.1",
+        "169.254.169.254",
+        "metadata",
+        "metadata.google.internal",
+        "printer.local",
+    ],
+)
+def test_a_service_elsewhere_cannot_have_our_own_network_asked(host):
+    asked = []
+
     def reroute(request):
-        return httpx2.Response(200, json={**BATCH, "output_file_id": f"{raw.url}/secrets"})
+        asked.append(request.url.host)
+        return httpx2.Response(200, json={**BATCH, "output_file_id": f"https://{host}/secrets"})
 
     http = httpx2.Client(transport=httpx2.MockTransport(reroute))
     address = "https://api.siliconflow.cn/v1"
     with openai.OpenAI(base_url=address, api_key="k", http_client=http) as client:
         provider = Provider(client)
-        with pytest.raises(Unavailable, match="an address of this machine"):
+        with pytest.raises(Unavailable, match="an address of our own network"):
             provider.download("file-output-of-batch_1", io.BytesIO())
-    assert raw.asked == []
+    assert asked == ["api.siliconflow.cn"]
 
 
 @pytest.mark.parametrize(

@@ -272,7 +272,7 @@ def test_answers_whose_cost_nobody_knows_count_at_the_most_that_they_can_cost(co
                 client=server.client(),
                 max_cost_usd=0.00125,
                 max_completion_tokens=1000,
-                limits=bf.Limits(max_requests=1),
+                limits=bf.Limits(max_requests=1, reconcile_seconds=0),
             )
         assert server.billed().requests == 4
 
