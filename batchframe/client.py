@@ -30,7 +30,7 @@ from openai.types.embedding_create_params import EmbeddingCreateParams
 from openai.types.moderation_create_params import ModerationCreateParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from batchframe.core.addresses import is_loopback, is_private
+from batchframe.core.addresses import is_loopback, is_private, is_public
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
 from batchframe.core.dialects import Dialect, dialect_of
 from batchframe.core.spec import (
@@ -217,25 +217,30 @@ class Provider:
         """The batches that read this file or carry this token, the oldest first.
 
         Lists the account's batches back past `since` (seconds since the epoch), however many pages
-        that takes; returning means that the listing was complete.
+        that takes; returning means that the listing was complete. Raises ProviderError where the
+        only one has an id that cannot go into an address.
         """
         listed: dict[str, BatchSeen] = {}
         found: list[BatchSeen] = []
-        for batches in self._listing():
+        nameless: list[BatchSeen] = []
+        for batches, others in self._listing():
             listed.update((batch.batch_id, batch) for batch in batches)
+            nameless += (batch for batch in others if _is_ours(batch, file_id, token))
             # A date that is not given proves nothing, nor does a page that is not newest first; of
             # one whose dates are all the same, nobody knows.
             dates = [batch.created_at for batch in batches]
             newest_first = dates == sorted(dates, reverse=True) and dates[:1] > dates[-1:]
             passed = newest_first and any(0 < date < since - _CLOCK_SKEW for date in dates)
-            found = [
-                batch
-                for batch in listed.values()
-                if batch.input_file_id == file_id or batch.metadata.get("token") == token
-            ]
+            found = [batch for batch in listed.values() if _is_ours(batch, file_id, token)]
             # Our clock may be wrong: that there is none is said at the end of the list only.
             if passed and found:
                 break
+        if nameless and not found:  # to take it for none would pay for its rows again
+            raise ProviderError(
+                f"The batch {nameless[0].batch_id!r:.80} reads our file, and {self.dialect} has no "
+                "such ids, so it cannot be asked for. Nothing is sent again. Say how ids look, "
+                "dialect=bf.Dialect(name=..., ids=...), and run the same call again: it resumes."
+            )
         return sorted(found, key=lambda seen: (seen.created_at, seen.batch_id))
 
     def glance(self, batch_ids: Collection[str]) -> dict[str, BatchSeen]:
@@ -245,14 +250,17 @@ class Provider:
         an older batch is not in the answer, and neither is one that lists do not show yet.
         """
         found: dict[str, BatchSeen] = {}
-        for page, batches in enumerate(self._listing(), start=1):
+        for page, (batches, _) in enumerate(self._listing(), start=1):
             found.update((seen.batch_id, seen) for seen in batches if seen.batch_id in batch_ids)
             if len(found) == len(batch_ids) or page * _GLANCE >= len(batch_ids):
                 break
         return found
 
-    def _listing(self) -> Iterator[list[BatchSeen]]:
-        """The account's batches, the newest first, page by page, to the end of the list."""
+    def _listing(self) -> Iterator[tuple[list[BatchSeen], list[BatchSeen]]]:
+        """The account's batches, the newest first, page by page, to the end of the list.
+
+        With those of each page whose ids are none of the service's.
+        """
         known: set[str] = set()
         after: str | openai.Omit = openai.omit
         while True:
@@ -262,18 +270,21 @@ class Provider:
             data, has_more = page.get("data"), page.get("has_more")
             if not isinstance(data, list):
                 raise Unavailable("the answer holds no list of batches")
-            # Another's batch with an odd id is no batch of ours.
+            records = list(map(_mapping, data))
             batches = [
-                self._batch_seen(batch)
-                for batch in map(_mapping, data)
-                if self.dialect.is_id(batch.get("id"))
+                self._batch_seen(one) for one in records if self.dialect.is_id(one.get("id"))
+            ]
+            others = [
+                _batch_seen(str(one["id"]), one)
+                for one in records
+                if one.get("id") and not self.dialect.is_id(one["id"])
             ]
             is_new = any(batch.batch_id not in known for batch in batches)
             if batches and not is_new and has_more:
                 raise Unavailable("the listing of batches repeats itself")
             if data and not batches and has_more is not False:
                 raise Unavailable("a page of batches names no usable id, and there are more")
-            yield batches
+            yield batches, others
             if not is_new or has_more is False:
                 return
             known.update(batch.batch_id for batch in batches)
@@ -331,15 +342,22 @@ class Provider:
     def _link(self, file_id: str) -> str | None:
         """The address of a result file, where it has no id; asked for anew, as it may not last."""
         found = _LINKED.fullmatch(file_id)
-        if not self.dialect.links_results or found is None:
+        if found is None:
             return None
         kind, batch_id = found.groups()
+        if not self.dialect.links_results:
+            raise ProviderError(
+                f"The results of the batch {batch_id} are at an address, and {self.dialect} is not "
+                "known to have them there, so it was not asked. Nothing is lost, and nothing is "
+                "sent again. If you trust the service with that, run the same call again with "
+                "dialect='siliconflow', or a bf.Dialect(name=..., links_results=True)."
+            )
         calls = self._client.batches.with_raw_response
         link = _fields(calls.retrieve(self._own_id(batch_id))).get(f"{kind}_file_id")
         if not isinstance(link, str) or not is_private(link):
             raise Unavailable("the batch names no address of its results that could be used")
-        if is_loopback(urlsplit(link).hostname or "") and not self._is_local:
-            raise Unavailable("the batch names an address of this machine for its results")
+        if not self._is_local and not is_public(urlsplit(link).hostname or ""):
+            raise Unavailable("the batch names an address of our own network for its results")
         return link
 
     @contextmanager
@@ -381,13 +399,14 @@ class Provider:
 
     def _batch_seen(self, fields: Mapping[str, Any]) -> BatchSeen:
         batch_id = self._checked_id(fields.get("id"))
-        if self.dialect.links_results:
-            # No address goes into the checkpoint: what is read there is never asked.
-            fields = dict(fields)
-            for kind in ("output", "error"):
-                if "://" in str(fields.get(f"{kind}_file_id")):
-                    fields[f"{kind}_file_id"] = f"file-{kind}-of-{batch_id}"
-        return _batch_seen(batch_id, fields)
+        # No address goes into the checkpoint, whoever the service is taken for: what is read there
+        # is never asked.
+        names = {
+            f"{kind}_file_id": f"file-{kind}-of-{batch_id}"
+            for kind in ("output", "error")
+            if "://" in str(fields.get(f"{kind}_file_id"))
+        }
+        return _batch_seen(batch_id, {**fields, **names})
 
     def _checked_id(self, value: object) -> str:
         """An id out of an answer."""
@@ -497,6 +516,10 @@ def _batch_seen(batch_id: str, fields: Mapping[str, Any]) -> BatchSeen:
         ),
         metadata={str(key): str(value) for key, value in metadata.items()},
     )
+
+
+def _is_ours(batch: BatchSeen, file_id: str, token: str) -> bool:
+    return batch.input_file_id == file_id or batch.metadata.get("token") == token
 
 
 def _reason(error: object) -> Mapping[str, Any]:

@@ -106,7 +106,7 @@ def _read_downloads(
     digests: dict[str, str],
     at: float,
     price_list: str | None,
-    prices: Prices | None = None,
+    prices: Prices | None,
 ) -> tuple[pa.Table, ResultsCommitted]:
     """A shard's downloads, as they are on disk -> one result per request, with its cost."""
     kinds: tuple[DownloadKind, ...] = ("output", "error")
@@ -162,7 +162,9 @@ def damaged(checkpoint: Checkpoint) -> dict[int, Collected]:
     return found
 
 
-def repair(checkpoint: Checkpoint, clock: Clock, price_list: str | None) -> None:
+def repair(
+    checkpoint: Checkpoint, clock: Clock, price_list: str | None, prices: Prices | None
+) -> None:
     """Make damaged results anew from their downloads, or have them fetched again.
 
     Where the downloads are damaged too, the shard goes back to Ended: the provider keeps its files
@@ -175,7 +177,9 @@ def repair(checkpoint: Checkpoint, clock: Clock, price_list: str | None) -> None
                 if kind in digests:
                     _check_download(checkpoint, number, kind, digests[kind])
             at = state.batch.created_at or clock.now()
-            table, _ = _read_downloads(checkpoint, number, state.batch, digests, at, price_list)
+            table, _ = _read_downloads(
+                checkpoint, number, state.batch, digests, at, price_list, prices
+            )
             checkpoint.write_results(number, table)
             _log.warning("The damaged results of shard %s were made anew.", number)
         except CheckpointCorruptError as worse:

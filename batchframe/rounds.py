@@ -352,8 +352,9 @@ class Rounds:
     submitted: threading.Event = field(default_factory=threading.Event)
     #: Set by whoever wants the work to stop here, and the batches to go on.
     left: threading.Event = field(default_factory=threading.Event)
-    #: Rows that are to be frozen still.
+    #: Rows that are to be frozen still, of those that are looked at; and whether there are more.
     _n_unfrozen: int = 0
+    _has_windows: bool = True
     #: In which round of this call each shard is, from 0.
     _rounds: dict[int, int] = field(default_factory=dict)
     #: A row of this checkpoint was answered: the spec is one that the service takes.
@@ -436,6 +437,7 @@ class Rounds:
             # Given up before the next ones are read.
             self.rows = _NO_ROWS
             del rows
+        self._has_windows = False
         seconds = max(0.0, started + seconds - self.engine.clock.monotonic())
         if not self.engine.wait(self.jobs, seconds=seconds, look=self._watch_over):
             self._leave()
@@ -517,7 +519,12 @@ class Rounds:
         try:
             table = self.checkpoint.results(FOR_PLANS, numbers=new)
         except CheckpointCorruptError:
-            repair(self.checkpoint, self.engine.clock, self.dialect.price_list)
+            repair(
+                self.checkpoint,
+                self.engine.clock,
+                self.dialect.price_list,
+                self.submission.prices,
+            )
             new = self._unread()
             table = self.checkpoint.results(FOR_PLANS, numbers=new)
         self._known = table if self._known is None else pa.concat_tables([self._known, table])
@@ -886,7 +893,8 @@ class Rounds:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
         # All rows are written down first: whoever takes up the run without its frame goes on.
-        if self.tolerance.is_exceeded() and not self._n_unfrozen:
+        is_written = not self._n_unfrozen and not self._has_windows
+        if self.tolerance.is_exceeded() and is_written:
             self._stop_if_more_is_to_be_sent()
         # Another run that plans may drop what nobody watches yet.
         with self.checkpoint.planning if self._held else nullcontext():
@@ -901,7 +909,7 @@ class Rounds:
         if self.left.is_set():
             return
         is_idle = all(job.number in self._looked_at for job in self.jobs)
-        if self._held and is_idle and not self._n_unfrozen:
+        if self._held and is_idle and is_written:
             raise self.budget.exceeded(self._held[0], self._n_unsent())
 
     def _has_place(self) -> bool:

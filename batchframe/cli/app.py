@@ -60,6 +60,7 @@ _KEYWORDS = re.compile(
 #: Values that are written in another way here: first of all, as they hold such keywords.
 _VALUES = (
     (re.compile(r"prices=\{(['\"])(.*?)\1: bf\.Rates\(.*?\)\}"), r"--price \2=IN,OUT"),
+    (re.compile(r"\bdialect=(['\"])(.*?)\1"), r"--dialect \2"),
     (re.compile(r"\bmax_cost_usd\b(?!=)"), "--max-cost"),
     (re.compile(r"limits=bf\.Limits\(max_requests=\.\.\.\)"), "--batch-size"),
     (re.compile(r"Limits\(max_requests=([^).]*)\)"), r"--batch-size \1"),

@@ -3,7 +3,10 @@
 import ipaddress
 from urllib.parse import urlsplit
 
-__all__ = ["is_loopback", "is_private"]
+__all__ = ["is_loopback", "is_private", "is_public"]
+
+#: Last labels of names that are no names of the whole net (RFC 6761 and 6762; ICANN, 2024-07-29).
+_OWN = frozenset({"localhost", "local", "internal"})
 
 
 def is_private(address: str) -> bool:
@@ -18,3 +21,17 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_public(host: str) -> bool:
+    """Whether a host is, by its name alone, one of the whole net: no machine of a network of ours.
+
+    Resolvers take "127.1" and "2130706433" for addresses too, so the last label of a name must be
+    one of letters; and a name without a dot is one of the own network.
+    """
+    name = host.rstrip(".")
+    try:
+        return ipaddress.ip_address(name).is_global
+    except ValueError:
+        _, dot, last = name.rpartition(".")
+        return bool(dot) and not last[:1].isdigit() and last.lower() not in _OWN

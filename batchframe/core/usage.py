@@ -15,6 +15,7 @@ from batchframe.core.prices import OPENAI_LIST, Prices, kinds_usd, standard_usd
 
 __all__ = [
     "CATEGORIES",
+    "ROUNDING",
     "TOTAL",
     "Difference",
     "added_up",
@@ -40,6 +41,8 @@ CATEGORIES = {
     "completion": False,
     "reasoning": True,
 }
+#: How far sums of dollars may be from each other by rounding alone, as a part of them.
+ROUNDING = 1e-9
 #: The category of all of them together.
 TOTAL = "total"
 
@@ -73,11 +76,13 @@ def used(
         price_list: Whose published rates hold; None: nobody's.
     """
     names = pc.fill_null(table["model"], model)
-    # Where nobody knew the whole, the parts are not known better.
+    # Where nobody knew the whole, what it would have been is not known better.
     is_known = pc.is_valid(table["cost_usd"].combine_chunks())
     standard = _where(is_known, standard_usd(table, model=model, at=at, price_list=price_list))
-    parts_usd = kinds_usd(table, model=model, at=at, prices=prices, price_list=price_list)
-    kinds = {kind: _where(is_known, cost) for kind, cost in parts_usd.items()}
+    kinds = _adding_up(
+        kinds_usd(table, model=model, at=at, prices=prices, price_list=price_list),
+        table["cost_usd"].combine_chunks(),
+    )
     n_output = table["output_tokens"].combine_chunks().cast(pa.float64())
     thinking = pc.fill_null(table["reasoning_tokens"].combine_chunks(), 0).cast(pa.float64())
     share = pc.if_else(pc.greater(n_output, 0.0), pc.divide(thinking, n_output), 0.0)
@@ -130,6 +135,22 @@ def added_up(parts: Sequence[pa.Table]) -> pa.Table:
     rare = pa.array([name for name, is_part in CATEGORIES.items() if is_part])
     is_idle = pc.and_(pc.is_in(table["category"], value_set=rare), pc.equal(table["tokens"], 0))
     return table.filter(pc.invert(is_idle))
+
+
+def _adding_up(
+    kinds: Mapping[str, pa.DoubleArray], whole: pa.DoubleArray
+) -> dict[str, pa.DoubleArray]:
+    """The parts where they are those of the whole; else other rates held, and they are unknown.
+
+    Of what cost nothing, as an answer that was paid with another row, the parts did not either.
+    """
+    is_free = pc.equal(whole, 0.0)
+    total, *others = kinds.values()
+    for other in others:
+        total = pc.add(total, other)
+    is_far = pc.greater(pc.abs(pc.subtract(total, whole)), pc.multiply(whole, ROUNDING))
+    is_it = pc.fill_null(pc.invert(is_far), fill_value=False)
+    return {kind: pc.if_else(is_free, 0.0, _where(is_it, cost)) for kind, cost in kinds.items()}
 
 
 def _where(is_known: pa.BooleanArray, dollars: pa.DoubleArray) -> pa.DoubleArray:

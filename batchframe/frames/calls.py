@@ -649,8 +649,8 @@ def usage_in_frame(
     import pyarrow.compute as pc
 
     from batchframe.clock import SystemClock
-    from batchframe.core.prices import usage_table
-    from batchframe.core.usage import added_up, used
+    from batchframe.core.prices import OPENAI_LIST, cost_usd, usage_table
+    from batchframe.core.usage import ROUNDING, added_up, used
     from batchframe.frames import inputs
     from batchframe.frames.usage import Usage
 
@@ -674,8 +674,19 @@ def usage_in_frame(
     # Rows that did not run used nothing; of those whose cost is null, nobody knows.
     idle = pc.and_(pc.is_null(table["input_tokens"]), pc.equal(table["cost_usd"], 0.0))
     table = table.filter(pc.invert(pc.fill_null(idle, fill_value=False)))
-    at = datetime.fromtimestamp(SystemClock().now(), UTC)
-    parts = [used(table, model=model or "", at=at, prices=prices)]
+    known: dict[str, Any] = {
+        "model": model or "",
+        "at": datetime.fromtimestamp(SystemClock().now(), UTC),
+    }
+    # A frame does not say who answered: the list is that of OpenAI where the costs are by it.
+    listed = pc.divide(cost_usd(table, **known), table["cost_usd"])
+    is_listed = pc.less(pc.abs(pc.subtract(listed, 1.0)), ROUNDING)
+    is_free = pc.equal(table["cost_usd"], 0.0)
+    is_openai = pc.fill_null(pc.or_kleene(is_free, is_listed), fill_value=False)
+    parts = [
+        used(table.filter(is_openai), prices=prices, price_list=OPENAI_LIST, **known),
+        used(table.filter(pc.invert(is_openai)), prices=prices, price_list=None, **known),
+    ]
     return Usage(table=added_up(parts), digits=digits)
 
 

@@ -386,7 +386,7 @@ class Run:
         checkpoint = Checkpoint.open(self._path, there.spec, Storage(), clock)
         try:
             with checkpoint.planning:
-                repair(checkpoint, clock, price_list)
+                repair(checkpoint, clock, price_list, self._settings.prices)
         finally:
             checkpoint.close()
         there.catch_up()
@@ -560,7 +560,8 @@ def open_run(
         max_cost_usd: The most that all rows of the checkpoint may cost; None: what the call said
             that began it.
         max_error_ratio: The part of all rows of the checkpoint that may end without an answer
-            before no more is sent; None: what the call said that began it.
+            before no more is sent; None: what the call said that began it. Rows that share a
+            request, by `dedupe`, count as one here.
         max_retries: As for `complete`.
         poll_interval: As for `complete`.
         on_unknown: As for `complete`.

@@ -316,3 +316,10 @@ def test_ways_out_are_told_in_options(terminal, tmp_path):
     assert b"raise --max-cost" in dear.stderr
     assert b"smaller batches, --batch-size, or a lower limit" in dear.stderr
     assert b"per million tokens: --price theirs=IN,OUT." in unknown.stderr
+
+
+def test_a_service_that_takes_no_such_call_is_left_by_an_option(terminal, tmp_path):
+    (tmp_path / "in.csv").write_text("id,prompt\n1,a\n")
+    line = ["complete", "in.csv", "out.csv", *ASKED, "--dialect", "groq"]
+    done = terminal.run(*line, "--endpoint", "/v1/responses")
+    assert b"pass --dialect generic" in done.stderr

@@ -731,6 +731,18 @@ def test_a_last_page_of_odd_ids_only_is_the_end_of_the_listing(raw, raw_provider
     assert find(raw_provider) == ["batch_1"]
 
 
+@pytest.mark.parametrize(
+    "ours",
+    [{"input_file_id": "file-1"}, {"input_file_id": None, "metadata": {"token": "t"}}],
+    ids=["by its file", "by its token"],
+)
+@pytest.mark.parametrize("name", ["prod/eu#1", "job.7", 7])
+def test_our_batch_with_an_odd_id_is_not_taken_for_none(raw, raw_provider, name, ours):
+    raw.answers(a_page(a_batch(1), BATCH | {"id": name, **ours}, has_more=False))
+    with pytest.raises(ProviderError, match=r"Nothing is sent again.*bf\.Dialect"):
+        find(raw_provider)
+
+
 def old(number, seconds_ago):
     """A batch from before the intent, which is of second 5000."""
     return a_batch(number, created_at=5000 - seconds_ago)
@@ -960,6 +972,16 @@ def test_an_address_of_results_is_no_id_and_stays_out_of_what_is_kept(raw, linki
     assert (seen.output_file_id, seen.error_file_id) == ("file-output-of-batch_1", "file-e")
 
 
+def test_an_address_of_results_stays_out_of_what_is_kept_whoever_it_is_taken_for(raw, raw_provider):
+    raw.answers({**BATCH, "output_file_id": "https://elsewhere.example/results?signature=s"})
+    seen = raw_provider.retrieve("batch_1")
+    assert seen.output_file_id == "file-output-of-batch_1"
+    before = list(raw.asked)
+    with pytest.raises(ProviderError, match="dialect='siliconflow'"):
+        raw_provider.download(seen.output_file_id, io.BytesIO())
+    assert raw.asked == before
+
+
 def test_results_at_an_address_are_asked_for_without_the_key(raw, linking):
     link = f"{raw.url}/results?signature=s"
     raw.answers({**BATCH, "output_file_id": link}, b'{"custom_id":"a"}\n')
@@ -989,17 +1011,40 @@ def test_an_address_that_could_be_read_on_the_way_is_not_asked(raw, linking, lin
     assert raw.asked == ["GET /v1/batches/batch_1"]
 
 
-def test_a_service_elsewhere_cannot_have_this_machine_asked(raw):
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "localhost.",
+        "a.localhost",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "[::]",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "10.0.0.1",
+        "169.254.169.254",
+        "metadata",
+        "metadata.google.internal",
+        "printer.local",
+    ],
+)
+def test_a_service_elsewhere_cannot_have_our_own_network_asked(host):
+    asked = []
+
     def reroute(request):
-        return httpx2.Response(200, json={**BATCH, "output_file_id": f"{raw.url}/secrets"})
+        asked.append(request.url.host)
+        return httpx2.Response(200, json={**BATCH, "output_file_id": f"https://{host}/secrets"})
 
     http = httpx2.Client(transport=httpx2.MockTransport(reroute))
     address = "https://api.siliconflow.cn/v1"
     with openai.OpenAI(base_url=address, api_key="k", http_client=http) as client:
         provider = Provider(client)
-        with pytest.raises(Unavailable, match="an address of this machine"):
+        with pytest.raises(Unavailable, match="an address of our own network"):
             provider.download("file-output-of-batch_1", io.BytesIO())
-    assert raw.asked == []
+    assert asked == ["api.siliconflow.cn"]
 
 
 @pytest.mark.parametrize(

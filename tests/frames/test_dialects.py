@@ -287,14 +287,12 @@ def test_what_the_service_does_not_take_is_refused_before_any_call(tmp_path, mon
     assert "from 1 to 50,000" in refused(ADDRESSES["openai"], limits=big)
     assert "from 1 to 50,000" in refused(ADDRESSES["openai"], bf.estimate, limits=big)
     assert "Did you mean 'groq'" in refused(ADDRESSES["openai"], dialect="grok")
-    assert (
-        "must be the name of a service"
-        in refused(ADDRESSES["openai"], dialect=7).replace(
-            "of a service, such", "of a service. Nothing was sent, such"
-        )
-        if False
-        else True
-    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_name_of_a_service_is_refused_before_any_call(tmp_path):
+    with pytest.raises(bf.ParameterError, match="must be the name of a service"):
+        bf.complete(pl.DataFrame(DATA), "prompt", "id", model="m", checkpoint=tmp_path, dialect=7)
     assert not list(tmp_path.iterdir())
 
 
@@ -485,6 +483,56 @@ def test_what_is_tried_again_is_addressed_anew(tmp_path):
         run = bf.open_run(tmp_path / "run", client=client, dialect=HOUSE, **keywords)
         assert run.wait().status().rows == {"ok": 1}
         assert server.billed().requests == 1
+
+
+def test_a_batch_whose_id_is_none_of_the_dialect_is_not_paid_again(tmp_path):
+    # Of a service whose ids were said wrongly: each create succeeds, and its answer is not read.
+    wrong = bf.Dialect(name="house", ids=r"file-[0-9a-f]+|job-[0-9]+")
+    keywords = {
+        "model": "m",
+        "checkpoint": tmp_path,
+        "limits": bf.Limits(reconcile_seconds=0),
+        "timeout": 30,
+        "poll_interval": 0.01,
+        "progress": False,
+        "prices": {"m": bf.Rates(input=1)},
+    }
+    with LocalServer(CallableModel(answer), stage_seconds=0) as server:
+        keywords["client"] = server.client()
+        with pytest.raises(bf.ProviderError, match=r"Nothing is sent again.*bf\.Dialect"):
+            bf.complete(pl.DataFrame(DATA), "prompt", "id", dialect=wrong, **keywords)
+        check(bf.complete(pl.DataFrame(DATA), "prompt", "id", **keywords))
+        assert server.calls()["batches.create"] == 1
+        assert set(server.executions().values()) == {1}
+
+
+@pytest.mark.parametrize("first", ["generic", "siliconflow"])
+def test_results_at_addresses_are_not_lost_where_the_dialect_was_not_said(tmp_path, first):
+    keywords = {
+        "limits": bf.Limits(reconcile_seconds=0),
+        "poll_interval": 0.01,
+        "progress": False,
+        "prices": {"m": bf.Rates(input=1)},
+    }
+    clock = JumpClock()
+    with LocalServer(
+        CallableModel(answer), dialect="siliconflow", clock=clock, stage_seconds=10
+    ) as server:
+        keywords["client"] = server.client()
+        frame, named = pl.DataFrame(DATA), {"model": "m", "checkpoint": tmp_path, **keywords}
+        bf.submit(frame, "prompt", "id", dialect=first, **named).detach()
+        clock.advance(3_600)
+        if first == "siliconflow":  # it is known that the batch has ended, and no more
+            server.inject(Fault("files.content", "error-before:503"))
+            with pytest.raises(bf.RunTimeoutError):
+                bf.open_run(tmp_path, dialect=first, **keywords).wait(timeout=0.5)
+        # Whoever comes without it reads no address, and takes nothing for gone.
+        for other in ("generic", "openai"):
+            run = bf.open_run(tmp_path, dialect=other, **keywords)
+            with pytest.raises(bf.ProviderError, match="dialect='siliconflow'"):
+                run.wait()
+        check(bf.complete(frame, "prompt", "id", dialect="siliconflow", **named))
+        assert server.calls()["batches.create"] == 1
 
 
 # Money

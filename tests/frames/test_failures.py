@@ -407,3 +407,33 @@ def test_files_hold_it_too(served, checkpoint, tmp_path, monkeypatch):
     assert "3 of the 4 rows that ended have no answer" in message
     assert served.calls()["batches.create"] == 4
     assert not (tmp_path / "out.parquet").exists()
+
+
+def test_all_windows_are_written_down_before_a_run_is_stopped(
+    served, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 4)
+    prompts = ["a", "bad 1", "bad 2", "bad 3", *"bcdefg"]
+    frame = pl.DataFrame({"id": range(10), "prompt": prompts})
+    frame.head(4).write_parquet(tmp_path / "first.parquet")
+    frame.write_parquet(tmp_path / "in.parquet")
+    keywords = {"client": served.client(), "poll_interval": 0.01, "progress": False}
+    call = {"model": "gpt-4o-mini", "checkpoint": checkpoint, **keywords}
+    out = tmp_path / "out.parquet"
+    bf.complete_parquet(tmp_path / "first.parquet", out, "prompt", "id", **call)
+
+    # That is known from the beginning, and the other six rows are in two windows.
+    message = refusal(
+        bf.ErrorRatioExceededError,
+        bf.complete_parquet,
+        tmp_path / "in.parquet",
+        out,
+        "prompt",
+        "id",
+        max_error_ratio=0.2,
+        **call,
+    )
+    assert "3 of the 4 rows that ended have no answer" in message
+    assert "6 rows were not sent" in message
+    run = bf.open_run(checkpoint, max_error_ratio=1, **keywords)
+    assert len(run.result()) == 10

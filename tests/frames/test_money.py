@@ -272,7 +272,7 @@ def test_answers_whose_cost_nobody_knows_count_at_the_most_that_they_can_cost(co
                 client=server.client(),
                 max_cost_usd=0.00125,
                 max_completion_tokens=1000,
-                limits=bf.Limits(max_requests=1),
+                limits=bf.Limits(max_requests=1, reconcile_seconds=0),
             )
         assert server.billed().requests == 4
 
@@ -542,6 +542,34 @@ def test_a_price_that_is_not_known_is_not_zero(on_server, checkpoint):
     assert "<theirs>" not in used._repr_html_()
     own = {"<theirs>": bf.Rates(input=1, output=2)}
     assert bf.usage(checkpoint, prices=own).cost_usd == pytest.approx(30e-6)
+
+
+def test_usage_has_no_published_prices_for_what_cost_another_sum(on_server, checkpoint):
+    # 1,000 and 2,000 dollars a million: no list has them.
+    own = {MINI: bf.Rates(input=1_000, output=2_000)}
+    frame = pl.DataFrame({"id": [1, 2], "prompt": ["a", "b"]})
+    out, _ = on_server(frame, answering(100, 10), prices=own, details=True)
+    for used in (bf.usage(checkpoint), bf.usage(out)):
+        costs = dict(used.to_polars().select("category", "cost_usd").rows())
+        assert costs["prompt"] is None
+        assert costs["completion"] is None
+        assert costs["total"] == pytest.approx(out["completion_cost_usd"].sum())
+    # Of a frame nobody knows that it was OpenAI who answered.
+    assert bf.usage(out).saved_usd is None
+    for used in (bf.usage(checkpoint, prices=own), bf.usage(out, prices=own)):
+        costs = dict(used.to_polars().select("category", "cost_usd").rows())
+        assert costs["prompt"] + costs["completion"] == pytest.approx(costs["total"])
+
+
+def test_results_that_are_made_anew_have_the_prices_of_the_call(complete, checkpoint):
+    own = {MINI: bf.Rates(input=1_000, output=2_000)}
+    frame = pl.DataFrame({"id": [1], "prompt": ["a"]})
+    with LocalServer(answering(100, 10), stage_seconds=0) as server:
+        complete(frame, prices=own, client=server.client())
+        assert bf.usage(checkpoint).cost_usd == pytest.approx(0.12)
+        (checkpoint / "results/00000.parquet").write_bytes(b"damaged")
+        complete(frame, prices=own, client=server.client())
+    assert bf.usage(checkpoint).cost_usd == pytest.approx(0.12)
 
 
 def test_usage_of_a_frame_that_came_back(frames, on_server, checkpoint):
