@@ -88,6 +88,10 @@ _LONGEST_WAIT = 86_400.0
 _CLOCK_SKEW = 900
 
 
+#: What a stream that breaks raises, past the SDK (openai 3.54): the transport's own errors.
+_BROKEN_STREAMS = (httpx2.TransportError, httpx2.StreamError, httpx2.DecodingError)
+
+
 class Unavailable(Exception):  # noqa: N818 - not an error of the caller's: the engine waits
     """The service did not answer, or asked to wait: the same call may be made again later."""
 
@@ -310,7 +314,7 @@ class Provider:
                         target.write(piece)
                         digest.update(piece)
                         n_bytes += len(piece)
-                except (httpx2.TransportError, httpx2.StreamError) as error:
+                except _BROKEN_STREAMS as error:
                     broken = error
                 if n_bytes == expected:  # also where the connection broke behind the last byte
                     broken = None
@@ -326,7 +330,10 @@ class Provider:
 
     def _content(self, file_id: str, link: str | None, *, start: int) -> Iterator[bytes]:
         """The bytes of a file from `start` on, in pieces."""
-        headers = {"Range": f"bytes={start}-"} if start else {}
+        # As it is: of compressed bytes none could be told where to go on from.
+        headers = {"Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
         streams = self._client.files.with_streaming_response
         with (
             streams.content(file_id, extra_headers=headers)
@@ -433,9 +440,7 @@ class Provider:
         except (
             openai.APIConnectionError,
             openai.APIResponseValidationError,
-            # A stream that breaks raises the transport's own errors, past the SDK (openai 3.54).
-            httpx2.TransportError,
-            httpx2.StreamError,
+            *_BROKEN_STREAMS,
         ) as error:
             raise Unavailable(f"{what} failed: {type(error).__name__}") from error
 

@@ -1,5 +1,6 @@
 """Each call is made once and ends in its value, in Unavailable, or in an error that is final."""
 
+import gzip
 import io
 import json
 import threading
@@ -372,6 +373,7 @@ class RawServer:
         self.replies = []
         self.asked = []
         self.credentials = []
+        self.encodings = []
         self.headers = {}
         outer = self
 
@@ -383,6 +385,7 @@ class RawServer:
                 self.rfile.read(int(self.headers.get("content-length", 0)))
                 outer.asked.append(f"{self.command} {self.path}")
                 outer.credentials.append(self.headers["authorization"] or self.headers["api-key"])
+                outer.encodings.append(self.headers["accept-encoding"])
                 replies = outer.replies
                 status, kind, body = replies.pop(0) if len(replies) > 1 else replies[0]
                 self.send_response(status)
@@ -446,6 +449,24 @@ CALLS = {
     "delete": lambda provider: provider.delete_file("file-1"),
     "cancel": lambda provider: provider.cancel("batch_1"),
 }
+
+
+def test_a_file_is_asked_for_as_it_is(raw, raw_provider):
+    raw.answers({"bytes": 5}, b"a row")
+    target = io.BytesIO()
+
+    raw_provider.download("file-1", target)
+
+    # Of compressed bytes a broken download could not be taken up where it was.
+    assert (target.getvalue(), raw.encodings[-1]) == (b"a row", "identity")
+
+
+def test_a_file_that_a_proxy_compresses_badly_is_asked_for_again_later(raw, raw_provider):
+    raw.headers = {"content-encoding": "gzip"}
+    raw.answers(gzip.compress(b'{"bytes": 5}'), b"a row")
+
+    with pytest.raises(Unavailable, match="DecodingError"):
+        raw_provider.download("file-1", io.BytesIO())
 
 
 @pytest.mark.parametrize("call", CALLS)
