@@ -46,7 +46,7 @@ from batchframe.core.batches import (
 )
 from batchframe.core.estimates import dollars
 from batchframe.core.prices import Prices, repriced
-from batchframe.core.results import Status
+from batchframe.core.results import ANSWERED, Status
 from batchframe.core.retries import latest, was_turned_away
 from batchframe.core.spec import Spec
 from batchframe.core.texts import duration, printable
@@ -170,8 +170,9 @@ class RunStatus:
 
     @property
     def n_failures(self) -> int:
-        """Rows with a result that is not ok."""
-        return self.n_rows - sum(self.rows.get(w, 0) for w in (Status.OK, IN_PROGRESS, WAITING))
+        """Rows that ended without an answer; one that was cut off has one."""
+        others = {*ANSWERED, IN_PROGRESS, WAITING}
+        return sum(n for word, n in self.rows.items() if word not in others)
 
     def _lines(self) -> list[tuple[str, str, str]]:
         part = f"{math.floor(100 * self.n_done / self.n_rows)} %" if self.n_rows else ""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from batchframe.core.estimates import dollars
-from batchframe.core.results import Status
+from batchframe.core.results import ANSWERED, Status
 from batchframe.core.texts import duration, printable
 from batchframe.core.usage import CATEGORIES, TOTAL
 from batchframe.overview import (
@@ -186,8 +186,8 @@ def _state(status: RunStatus) -> tuple[str, str]:
     if not status.n_rows:
         return "Nothing was sent yet", WAITING
     if status.is_done and status.n_failures:
-        bad = {word: n for word, n in status.rows.items() if word != Status.OK}
-        return "Done, some rows are not ok", max(bad, key=lambda word: bad[word])
+        bad = {word: n for word, n in status.rows.items() if word not in ANSWERED}
+        return "Done, some rows have no answer", max(bad, key=lambda word: bad[word])
     if status.is_done:
         return "Done", Status.OK
     if status.rows.get(IN_PROGRESS):

@@ -337,7 +337,7 @@ def test_each_row_stands_where_its_last_shard_does_whatever_happened(data):
                 failed = [s for s in expected.values() if s not in {"ok", "in progress", "waiting"}]
                 overview = overview_of(played.checkpoint, now=2.0, sums=sums)
                 assert Counter({f.status: f.n_rows for f in overview.failures}) == Counter(failed)
-                assert status.n_failures == len(failed)
+                assert status.n_failures == len([s for s in failed if s != "truncated"])
         finally:
             played.checkpoint.close()
 

@@ -208,10 +208,10 @@ def test_a_report_says_what_a_run_was_in_numbers(serve, run, read, clock):
     overview = overview_of(read(), now=clock.now())
     text = checked(report(overview)).text
     assert "checkpoint" in text
-    assert "Done, some rows are not ok" in text
+    assert "Done, some rows have no answer" in text
     assert "Rows 9 in 3 batches" in text
     assert "Done 100 % 9 rows" in text
-    assert "Not ok 2 rows" in text
+    assert "No answer 2 rows" in text
     # 7 answers at ROW_USD: $0.000945; as much is saved.
     assert f"{7 * ROW_USD:.6f}" == "0.000945"
     assert "Spent $0.00094 $0.00094 saved by batches" in text or "Spent $0.00095" in text
@@ -272,7 +272,8 @@ def test_the_card_shows_the_parts_of_the_rows_in_their_colours(serve, run, read,
         ("Waiting to be sent", {"ok": 1, "waiting": 2}, False),
         ("Running", {"failed": 1, "in progress": 2, "waiting": 3}, False),
         ("Done", {"ok": 3}, True),
-        ("Done, some rows are not ok", {"ok": 3, "truncated": 1}, True),
+        ("Done", {"ok": 3, "truncated": 1}, True),
+        ("Done, some rows have no answer", {"ok": 3, "truncated": 1, "failed": 1}, True),
     ],
 )
 def test_the_state_of_a_run_is_one_sentence(state, rows, is_done):
