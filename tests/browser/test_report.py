@@ -86,7 +86,9 @@ def test_a_report_has_its_headings_and_figures(browser_page, report):
         "a_run_whose_name_has_no_place_to_break_the_line"
     )
     expect(page.get_by_role("heading", level=2)).to_have_text(HEADINGS)
-    expect(page.locator(".figures dt")).to_have_text(["Rows", "Done", "No answer", "Spent", "Tokens"])
+    expect(page.locator(".figures dt")).to_have_text(
+        ["Rows", "Done", "No answer", "Spent", "Tokens"]
+    )
     expect(page.locator(".figures dd").nth(0)).to_contain_text("45")
     expect(page.locator(".figures dd").nth(2)).to_contain_text("1")
     # Each batch has a lane in the chart that can be seen, and a row in the table.

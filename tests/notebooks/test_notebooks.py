@@ -84,7 +84,7 @@ SHOWN = {
         "saved by batches",
         "image/svg+xml",
         "iframe",
-        "Done, some rows are not ok",
+        "Done, some rows have no answer",
     ],
     "03_structured_output": [
         "echo: What is the Python module bisect for?",
