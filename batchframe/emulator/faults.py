@@ -100,13 +100,26 @@ def _microseconds(batch: dict[str, Any], _argument: str) -> dict[str, Any]:
     return batch | {"created_at": batch["created_at"] * 1_000_000}
 
 
+def _files_late(batch: dict[str, Any], _argument: str) -> dict[str, Any]:
+    return batch | {"output_file_id": None, "error_file_id": None}
+
+
+def _stuck(batch: dict[str, Any], word: str) -> dict[str, Any]:
+    # Batches of the service stood still for days (community forum, 2025-12).
+    ends = ("completed_at", "expired_at", "cancelled_at", "failed_at")
+    return _files_late(batch, "") | dict.fromkeys(ends) | {"status": word or "finalizing"}
+
+
 #: Edits of each batch in a reply: `empty-file-ids` ("" for null), `null-counts`,
-#: `unknown-status:WORD`, `microseconds` (of its creation, where seconds belong).
+#: `unknown-status:WORD`, `microseconds` (of its creation, where seconds belong), `files-late` (an
+#: end without its files), `stuck[:STATUS]` (no end, whatever has become of it).
 EDITS: dict[str, Callable[[dict[str, Any], str], dict[str, Any]]] = {
     "empty-file-ids": _empty_file_ids,
     "null-counts": _null_counts,
     "unknown-status": _unknown_status,
     "microseconds": _microseconds,
+    "files-late": _files_late,
+    "stuck": _stuck,
 }
 
 
@@ -126,6 +139,13 @@ def _status_zero(lines: list[bytes]) -> list[bytes]:
     return [msgspec.json.encode(line) + b"\n", *lines[1:]]
 
 
+def _error_in_200(lines: list[bytes]) -> list[bytes]:
+    line = msgspec.json.decode(lines[0])
+    error = {"message": "The server had an error (scripted).", "type": "server_error", "code": None}
+    line["response"]["body"] = {"error": error | {"param": None}}
+    return [msgspec.json.encode(line) + b"\n", *lines[1:]]
+
+
 #: New shapes of the result files `output` and `error` as they are made.
 SHAPES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "drop-line": lambda lines: lines[1:],
@@ -135,6 +155,7 @@ SHAPES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "no-final-newline": lambda lines: [*lines[:-1], lines[-1].rstrip(b"\n")],
     "crlf": lambda lines: [line.replace(b"\n", b"\r\n") for line in lines],
     "status-zero": _status_zero,
+    "error-in-200": _error_in_200,
 }
 
 #: What reads the argument of each kind that has one that can be wrong.

@@ -278,6 +278,19 @@ def test_a_status_can_be_an_unknown_word_for_some_polls(serve):
     assert [bench.batch(batch).status for _ in range(3)] == ["queued", "queued", "validating"]
 
 
+def test_a_batch_can_look_stuck_and_its_files_can_be_named_late(serve):
+    late = [Fault("batches.retrieve", "stuck"), Fault("batches.retrieve", "files-late", first=2)]
+    bench = serve(faults=late)
+    batch = bench.submit(bench.lines(1))
+    bench.clock.advance(HOUR)
+
+    stuck, nameless, done = (bench.batch(batch) for _ in range(3))
+
+    assert (stuck.status, stuck.completed_at, stuck.output_file_id) == ("finalizing", None, None)
+    assert (nameless.status, nameless.output_file_id) == ("completed", None)
+    assert (done.status, done.output_file_id is None) == ("completed", False)
+
+
 def _output_with(serve, kind):
     bench = serve(faults=[Fault("output", kind)])
     done = bench.after(bench.submit(bench.lines(5)), HOUR)
@@ -334,6 +347,13 @@ def test_an_output_file_can_have_a_row_of_status_zero(serve):
     rows = [json.loads(line) for line in _output_with(serve, "status-zero").splitlines()]
 
     assert sorted(row["response"]["status_code"] for row in rows) == [0, 200, 200, 200, 200]
+
+
+def test_an_output_file_can_have_an_error_in_an_answer_of_200(serve):
+    rows = [json.loads(line) for line in _output_with(serve, "error-in-200").splitlines()]
+
+    assert [row["response"]["status_code"] for row in rows] == [200] * 5
+    assert sorted("error" in row["response"]["body"] for row in rows) == [False] * 4 + [True]
 
 
 def test_an_error_file_takes_shapes_too(serve):

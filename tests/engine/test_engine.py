@@ -260,6 +260,23 @@ def test_empty_file_ids_and_null_counts_are_read_as_none(run, server):
     assert completions(run(server, rows)) == answers_to(rows)
 
 
+def test_a_batch_that_is_stuck_and_names_its_files_late_is_waited_for(run, server):
+    server.inject(Fault("batches.retrieve", "stuck", times=12))
+    server.inject(Fault("batches.retrieve", "files-late", times=8, first=13))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert_each_paid_once(server, 10)
+
+
+def test_an_error_in_an_answer_of_200_is_no_answer_and_its_row_goes_again(run, server):
+    server.inject(Fault("output", "error-in-200"))
+    rows = rows_of(10)
+
+    assert completions(run(server, rows)) == answers_to(rows)
+    assert server.calls()["batches.create"] == 2
+
+
 def test_a_line_that_is_missing_is_said_and_never_sent_again_silently(run, server):
     server.inject(Fault("output", "drop-line"))
 
