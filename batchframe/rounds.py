@@ -887,11 +887,12 @@ class Rounds:
             self.jobs.append(job)
 
     def _look(self) -> None:
-        """Show where the run stands, send what the budget has room for, and stop in vain ones."""
-        self.progress.show(self.tally())
+        """Read what came, show where the run stands, send what the budget has room for, or stop."""
         for job in self.jobs:
             if job.number not in self._looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
+        # With what was just read: this may be the last look.
+        self.progress.show(self.tally())
         # All rows are written down first: whoever takes up the run without its frame goes on.
         is_written = not self._n_unfrozen and not self._has_windows
         if self.tolerance.is_exceeded() and is_written:

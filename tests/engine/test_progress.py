@@ -3,9 +3,12 @@
 import io
 import re
 import sys
+import threading
+
+import pytest
 
 from batchframe.core.shards import Limits
-from batchframe.emulator import LocalServer
+from batchframe.emulator import JumpClock, LocalServer
 from batchframe.progress import Lines, Tally, progress_for
 
 
@@ -28,6 +31,32 @@ def test_in_a_terminal_three_bars_move(clock, monkeypatch):
         "Processing 100%|##########| 2,000 of 2,000 rows, 00:00, $0.25",
     ):
         assert words in shown
+
+
+class LongPauses(JumpClock):
+    """A run that pauses finds all work done when it looks again."""
+
+    def pause(self, seconds):
+        for thread in threading.enumerate():
+            if thread.name == "batchframe-engine":
+                thread.join()
+
+
+class TestOneLook:
+    @pytest.fixture
+    def clock(self):
+        return LongPauses()
+
+    def test_shows_what_a_run_has_cost(self, run, clock, monkeypatch):
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        message = {"role": "assistant", "content": "answer"}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
+        usage = {"prompt_tokens": 0, "completion_tokens": 1_000_000, "total_tokens": 1_000_000}
+        body = {"model": "gpt-4o-mini", "choices": [choice], "usage": usage}
+        with LocalServer(lambda _: (200, body), clock=clock) as server:
+            run(server, {1: "question"}, progress=True)
+        *_, last = re.findall(r"Processing 100%.*?(\$[\d.]+)", terminal.getvalue())
+        assert last == "$0.30"  # half of 0.60 for a million tokens of answers
 
 
 def test_a_log_has_one_line_a_minute(clock, capsys):
