@@ -39,7 +39,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pyarrow as pa
 
-from batchframe.client import Provider, open_client
+from batchframe.accounts import open_client
+from batchframe.client import Provider
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
 from batchframe.core.prices import unpriced_models

@@ -468,7 +468,7 @@ def estimated(
     dialect: "str | Dialect | None",
 ) -> "Estimate":
     """What the call would send and cost; nothing is sent and nothing is written."""
-    from batchframe.client import account_of
+    from batchframe.accounts import account_of
     from batchframe.clock import SystemClock
     from batchframe.core.dialects import hours_of
     from batchframe.core.shards import fitting

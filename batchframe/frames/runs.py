@@ -19,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from batchframe.accounts import account_of
 from batchframe.checkpoint import Checkpoint
-from batchframe.client import Provider, Unavailable, account_of
+from batchframe.client import Provider, Unavailable
 from batchframe.clock import SystemClock
 from batchframe.collecting import damaged, repair
 from batchframe.core.batches import Collected, Dropped, Live
