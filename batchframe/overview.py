@@ -44,12 +44,11 @@ from batchframe.core.batches import (
     Uploaded,
     Uploading,
 )
-from batchframe.core.estimates import dollars
 from batchframe.core.prices import Prices, repriced
 from batchframe.core.results import ANSWERED, Status
 from batchframe.core.retries import latest, was_turned_away
 from batchframe.core.spec import Spec
-from batchframe.core.texts import duration, printable
+from batchframe.core.texts import dollars, duration, printable
 from batchframe.core.usage import TOTAL, Difference
 from batchframe.plans import FOR_USAGE, keys_of, usage_in
 from batchframe.progress import TELLING_PART

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from batchframe.core.estimates import dollars
 from batchframe.core.results import ANSWERED, Status
-from batchframe.core.texts import duration, printable
+from batchframe.core.texts import dollars, duration, printable
 from batchframe.core.usage import CATEGORIES, TOTAL
 from batchframe.overview import (
     IN_PROGRESS,

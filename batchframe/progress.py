@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from batchframe.clock import Clock
-from batchframe.core.estimates import dollars
+from batchframe.core.texts import dollars
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from batchframe.core.prices import Prices, cost_usd, standard_usd, usage_table
 from batchframe.core.requests import Rows, row_keys
 from batchframe.core.spec import COMPLETIONS, EMBEDDINGS, MODERATIONS, Spec
+from batchframe.core.texts import dollars
 from batchframe.core.tokens import counter, vocabulary_of
 
 __all__ = [
@@ -30,7 +31,6 @@ __all__ = [
     "Takes",
     "answer_limit",
     "counted_ratio",
-    "dollars",
     "price_takes",
     "takes",
 ]
@@ -204,13 +204,6 @@ def _dollars(range_: Range | None) -> str:
         return f"{low} or more"
     high = dollars(range_.high)
     return low if low == high else f"{low} to {high}"
-
-
-def dollars(amount: float) -> str:
-    """An amount in print: two digits that count, and cents where it is more."""
-    if amount == 0 or amount >= 1:
-        return f"${amount:,.2f}"
-    return f"${amount:.{1 - math.floor(math.log10(amount))}f}"
 
 
 def takes(rows: Rows, guessed: pa.Int64Array, spec: Spec, known: Known) -> Takes:
