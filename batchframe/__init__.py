@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from batchframe.core.shards import Limits
     from batchframe.frames.runs import Run, open_run, runs
     from batchframe.frames.usage import Usage
-    from batchframe.overview import RunStatus
+    from batchframe.run_status import RunStatus
 
 __all__ = [
     "AccountMismatchError",
@@ -115,7 +115,7 @@ _HEAVY = {
     "Limits": "batchframe.core.shards",
     "Rates": "batchframe.core.prices",
     "Run": "batchframe.frames.runs",
-    "RunStatus": "batchframe.overview",
+    "RunStatus": "batchframe.run_status",
     "Usage": "batchframe.frames.usage",
     "open_run": "batchframe.frames.runs",
     "runs": "batchframe.frames.runs",

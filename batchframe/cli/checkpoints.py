@@ -17,7 +17,7 @@ from batchframe.parameters import HOME
 
 if TYPE_CHECKING:
     from batchframe.frames.runs import Run
-    from batchframe.overview import RunStatus
+    from batchframe.run_status import RunStatus
 
 __all__ = ["cancel", "purge", "report", "results", "runs", "status", "usage", "wait"]
 
@@ -284,7 +284,7 @@ def purge(
     """
     from batchframe.checkpoint import Checkpoint, remove_checkpoint
     from batchframe.clock import SystemClock
-    from batchframe.overview import status_of
+    from batchframe.run_status import status_of
     from batchframe.storage import Storage
 
     directory = expanded(directory)

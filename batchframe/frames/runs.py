@@ -41,7 +41,7 @@ from batchframe.frames.calls import (
 )
 from batchframe.frames.usage import Usage
 from batchframe.layout import LOG, SPEC
-from batchframe.overview import RunStatus, Sums, batches_of, overview_of, status_of
+from batchframe.overview import batches_of, overview_of
 from batchframe.pages import card
 from batchframe.pages import report as report_page
 from batchframe.parameters import HOME, check_values
@@ -55,7 +55,9 @@ from batchframe.rounds import (
     rounds_of_rows,
     warn_of_unknown_prices,
 )
+from batchframe.run_status import RunStatus, status_of
 from batchframe.storage import Storage
+from batchframe.sums import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
