@@ -21,24 +21,12 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 import openai
-from openai.types.chat.completion_create_params import CompletionCreateParamsBase
-from openai.types.completion_create_params import CompletionCreateParamsBase as LegacyParams
-from openai.types.embedding_create_params import EmbeddingCreateParams
-from openai.types.moderation_create_params import ModerationCreateParams
-from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
 from batchframe.accounts import account_of, open_client, secured
 from batchframe.core.addresses import is_loopback, is_private, is_public
 from batchframe.core.batches import BatchSeen, CreateRefused
 from batchframe.core.dialects import Dialect
 from batchframe.core.replies import batch_seen, is_ours, linked, mapping, passes
-from batchframe.core.spec import (
-    CHAT_COMPLETIONS,
-    COMPLETIONS,
-    EMBEDDINGS,
-    MODERATIONS,
-    RESPONSES,
-)
 from batchframe.errors import (
     AccountMismatchError,
     AuthenticationError,
@@ -48,16 +36,7 @@ from batchframe.errors import (
 if TYPE_CHECKING:
     from openai._legacy_response import LegacyAPIResponse
 
-__all__ = ["PARAMETERS", "Provider", "Unavailable", "delete_quietly"]
-
-#: Body fields of each endpoint that the SDK knows.
-PARAMETERS = {
-    CHAT_COMPLETIONS: frozenset(CompletionCreateParamsBase.__annotations__),
-    RESPONSES: frozenset(ResponseCreateParamsBase.__annotations__),
-    EMBEDDINGS: frozenset(EmbeddingCreateParams.__annotations__),
-    COMPLETIONS: frozenset(LegacyParams.__annotations__),
-    MODERATIONS: frozenset(ModerationCreateParams.__annotations__),
-}
+__all__ = ["Provider", "Unavailable", "delete_quietly"]
 
 #: Batches in one page of a listing, the API's own maximum (OpenAI API spec, 2026-08).
 _PAGE = 100

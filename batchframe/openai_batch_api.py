@@ -40,6 +40,7 @@ import msgspec
 import pyarrow as pa
 
 from batchframe.accounts import open_client
+from batchframe.bodies import body_params
 from batchframe.client import Provider
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
@@ -53,7 +54,6 @@ from batchframe.errors import CheckpointError, ParameterError, RowError
 from batchframe.jobs import Submission
 from batchframe.parameters import (
     SHORTEST_POLL,
-    body_params,
     check_client,
     check_values,
     checkpoint_path,
