@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from batchframe import emulator
     from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
-    from batchframe.core.prices import Rates
+    from batchframe.core.rates import Rates
     from batchframe.core.shards import Limits
     from batchframe.frames.runs import Run, open_run, runs
     from batchframe.frames.usage import Usage
@@ -113,7 +113,7 @@ _HEAVY = {
     "Dialect": "batchframe.core.dialects",
     "Estimate": "batchframe.core.estimates",
     "Limits": "batchframe.core.shards",
-    "Rates": "batchframe.core.prices",
+    "Rates": "batchframe.core.rates",
     "Run": "batchframe.frames.runs",
     "RunStatus": "batchframe.run_status",
     "Usage": "batchframe.frames.usage",

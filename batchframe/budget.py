@@ -19,7 +19,7 @@ from batchframe.checkpoint import Checkpoint
 from batchframe.clock import Clock
 from batchframe.core.batches import Collected
 from batchframe.core.estimates import Known, price_takes, takes
-from batchframe.core.prices import Prices
+from batchframe.core.rates import Prices
 from batchframe.core.requests import RowKeys, Rows
 from batchframe.core.retries import latest
 from batchframe.core.spec import Spec

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.histories import ShardHistory, histories, table_of_batches
-from batchframe.core.prices import Prices
+from batchframe.core.rates import Prices
 from batchframe.core.reasons import FOR_REASONS, Failure, by_reason, not_ok
 from batchframe.core.results import Status
 from batchframe.core.spec import Spec

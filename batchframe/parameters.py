@@ -124,7 +124,7 @@ def _is_seconds(value: object, least: float = 0, most: float = math.inf) -> bool
 
 
 def _are_prices(value: object) -> bool:
-    from batchframe.core.prices import Rates
+    from batchframe.core.rates import Rates
 
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and isinstance(rates, Rates) for name, rates in value.items()

@@ -25,7 +25,8 @@ from batchframe.core.estimates import (
     price_takes,
     takes,
 )
-from batchframe.core.prices import Prices, cost_usd, repriced, usage_table
+from batchframe.core.prices import cost_usd, repriced, usage_table
+from batchframe.core.rates import Prices
 from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys, shared_keys
 from batchframe.core.results import COUNTS
 from batchframe.core.retries import latest, unfinished

@@ -43,7 +43,7 @@ from batchframe.core.batches import (
 )
 from batchframe.core.dialects import Dialect
 from batchframe.core.estimates import counted_ratio
-from batchframe.core.prices import Prices
+from batchframe.core.rates import Prices
 from batchframe.core.requests import (
     Requests,
     RowKeys,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import KEPT_DAYS, Collected, Dropped, Ended, Live
-from batchframe.core.prices import Prices
+from batchframe.core.rates import Prices
 from batchframe.core.results import ANSWERED
 from batchframe.core.spec import Spec
 from batchframe.core.standing import (

@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import Collected, Dropped
-from batchframe.core.prices import Prices, repriced
+from batchframe.core.prices import repriced
+from batchframe.core.rates import Prices
 from batchframe.core.standing import NOTHING_AGAIN, Again, ShardSums, Standing, again_in, sums_of
 from batchframe.plans import FOR_USAGE
 

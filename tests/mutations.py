@@ -182,7 +182,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no prices of another service",
-        "core/prices.py",
+        "core/rates.py",
         "    if price_list is None:\n        return None\n",
         "    price_list = price_list or OPENAI_LIST\n",
         "core/test_prices.py",

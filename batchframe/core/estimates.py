@@ -17,7 +17,8 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.prices import Prices, cost_usd, standard_usd, usage_table
+from batchframe.core.prices import cost_usd, standard_usd, usage_table
+from batchframe.core.rates import Prices
 from batchframe.core.requests import Rows, row_keys
 from batchframe.core.spec import COMPLETIONS, EMBEDDINGS, MODERATIONS, Spec
 from batchframe.core.texts import dollars

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from batchframe.core.columns import Form
     from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
-    from batchframe.core.prices import Prices
+    from batchframe.core.rates import Prices
     from batchframe.core.requests import Rows
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Spec
@@ -654,7 +654,8 @@ def usage_in_frame(
     import pyarrow.compute as pc
 
     from batchframe.clock import SystemClock
-    from batchframe.core.prices import OPENAI_LIST, cost_usd, usage_table
+    from batchframe.core.prices import cost_usd, usage_table
+    from batchframe.core.rates import OPENAI_LIST
     from batchframe.core.usage import ROUNDING, added_up, used
     from batchframe.frames import inputs
     from batchframe.frames.usage import Usage

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchframe.core.dialects import Dialect
-    from batchframe.core.prices import Prices
+    from batchframe.core.rates import Prices
     from batchframe.core.shards import Limits
 
 __all__ = ["Run", "begun", "open_run", "runs"]

@@ -27,7 +27,7 @@ from batchframe.core.batches import (
     UploadStarted,
     Usage,
 )
-from batchframe.core.prices import Rates
+from batchframe.core.rates import Rates
 from batchframe.core.requests import Requests, Rows, render_requests
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.shards import Limits
