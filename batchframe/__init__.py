@@ -59,11 +59,11 @@ if TYPE_CHECKING:
     from batchframe import emulator
     from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
-    from batchframe.core.prices import Rates
+    from batchframe.core.rates import Rates
     from batchframe.core.shards import Limits
     from batchframe.frames.runs import Run, open_run, runs
     from batchframe.frames.usage import Usage
-    from batchframe.overview import RunStatus
+    from batchframe.run_status import RunStatus
 
 __all__ = [
     "AccountMismatchError",
@@ -113,9 +113,9 @@ _HEAVY = {
     "Dialect": "batchframe.core.dialects",
     "Estimate": "batchframe.core.estimates",
     "Limits": "batchframe.core.shards",
-    "Rates": "batchframe.core.prices",
+    "Rates": "batchframe.core.rates",
     "Run": "batchframe.frames.runs",
-    "RunStatus": "batchframe.overview",
+    "RunStatus": "batchframe.run_status",
     "Usage": "batchframe.frames.usage",
     "open_run": "batchframe.frames.runs",
     "runs": "batchframe.frames.runs",

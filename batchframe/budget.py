@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from batchframe.checkpoint import Checkpoint
 from batchframe.clock import Clock
 from batchframe.core.batches import Collected
-from batchframe.core.estimates import Known, dollars, price_takes, takes
-from batchframe.core.prices import Prices
+from batchframe.core.estimates import Known, price_takes, takes
+from batchframe.core.rates import Prices
 from batchframe.core.requests import RowKeys, Rows
 from batchframe.core.retries import latest
 from batchframe.core.spec import Spec
+from batchframe.core.texts import dollars
 from batchframe.errors import BudgetExceededError, CheckpointCorruptError, ParameterError
 from batchframe.jobs import Job
 from batchframe.plans import most_usd

@@ -1,4 +1,4 @@
-"""The provider: eight calls, HTTP words <-> core types.
+"""The provider: eight calls, and what it means when one fails.
 
 Each call is made once. The openai SDK would repeat a create after a 500, a lost reply or a 429,
 and each repetition can be a second batch that is paid for (seen with openai 3.54: three accepted
@@ -9,7 +9,6 @@ later; or a ProviderError, when that would not help. `create` has a fourth: None
 """
 
 import math
-import os
 import re
 import weakref
 from collections.abc import Collection, Iterator, Mapping
@@ -22,56 +21,23 @@ from urllib.parse import urlsplit
 import httpx2
 import msgspec
 import openai
-from openai._models import FinalRequestOptions
-from openai.lib.azure import API_KEY_SENTINEL
-from openai.types.chat.completion_create_params import CompletionCreateParamsBase
-from openai.types.completion_create_params import CompletionCreateParamsBase as LegacyParams
-from openai.types.embedding_create_params import EmbeddingCreateParams
-from openai.types.moderation_create_params import ModerationCreateParams
-from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
+from batchframe.accounts import account_of, open_client, secured
 from batchframe.core.addresses import is_loopback, is_private, is_public
-from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
-from batchframe.core.dialects import Dialect, dialect_of
-from batchframe.core.spec import (
-    CHAT_COMPLETIONS,
-    COMPLETIONS,
-    EMBEDDINGS,
-    MODERATIONS,
-    RESPONSES,
-    Account,
-)
+from batchframe.core.batches import BatchSeen, CreateRefused
+from batchframe.core.dialects import Dialect
+from batchframe.core.replies import batch_seen, is_ours, linked, mapping, passes
 from batchframe.errors import (
     AccountMismatchError,
-    ApiKeyError,
     AuthenticationError,
-    ParameterError,
     ProviderError,
 )
 
 if TYPE_CHECKING:
     from openai._legacy_response import LegacyAPIResponse
 
-__all__ = [
-    "PARAMETERS",
-    "Provider",
-    "Unavailable",
-    "account_of",
-    "delete_quietly",
-    "open_client",
-]
+__all__ = ["Provider", "Unavailable", "delete_quietly"]
 
-#: Body fields of each endpoint that the SDK knows.
-PARAMETERS = {
-    CHAT_COMPLETIONS: frozenset(CompletionCreateParamsBase.__annotations__),
-    RESPONSES: frozenset(ResponseCreateParamsBase.__annotations__),
-    EMBEDDINGS: frozenset(EmbeddingCreateParams.__annotations__),
-    COMPLETIONS: frozenset(LegacyParams.__annotations__),
-    MODERATIONS: frozenset(ModerationCreateParams.__annotations__),
-}
-
-#: What stands for the id of a result file that has an address instead: its kind and its batch.
-_LINKED = re.compile(r"file-(output|error)-of-(.+)")
 #: Batches in one page of a listing, the API's own maximum (OpenAI API spec, 2026-08).
 _PAGE = 100
 #: Batches that a page of a listing must save asking for, one by one.
@@ -121,27 +87,12 @@ class Provider:
         if client is None:
             client = open_client()
             weakref.finalize(self, client.close)  # the user's own is the user's to close
-        self._client = client.with_options(max_retries=0)
-        # No call follows a redirect: the key and the prompts would go where it leads.
-        prepare = self._client._prepare_options  # noqa: SLF001
-
-        def prepare_without_redirects(options: FinalRequestOptions) -> FinalRequestOptions:
-            prepared = prepare(options)
-            prepared.follow_redirects = False
-            return prepared
-
-        self._client._prepare_options = prepare_without_redirects  # type: ignore[method-assign]  # noqa: SLF001
-        if not _has_other_credentials(client):
-            _check_key(client.api_key)
-        address = str(self._client.base_url)
-        _check_address(address)
-        self._is_local = is_loopback(urlsplit(address).hostname or "")
-        #: How the service speaks.
-        self.dialect = _dialect(self._client, dialect)
+        self._client = secured(client)
+        self._is_local = is_loopback(urlsplit(str(self._client.base_url)).hostname or "")
+        #: Who answers and who pays, and how the service speaks.
+        self.account, self.dialect = account_of(self._client, dialect)
         #: Something answered, whatever it said: the address is not simply wrong.
         self.reached = False
-        #: Who answers and who pays.
-        self.account = _account(self._client)
 
     def upload(self, file: BinaryIO, name: str, n_bytes: int) -> str:
         """Send an input file under a name that ends in .jsonl. Returns its id."""
@@ -154,7 +105,7 @@ class Provider:
             if (
                 "id" not in seen
             ):  # SiliconFlow: {"code": 20000, "data": {"id": ...}} (docs, 2026-11)
-                seen = _mapping(seen.get("data"))
+                seen = mapping(seen.get("data"))
             file_id = self._checked_id(seen.get("id"))
         if seen.get("bytes") is not None and seen["bytes"] != n_bytes:
             with suppress(Unavailable, ProviderError):  # a file too many is no reason to stop
@@ -229,15 +180,10 @@ class Provider:
         nameless: list[BatchSeen] = []
         for batches, others in self._listing():
             listed.update((batch.batch_id, batch) for batch in batches)
-            nameless += (batch for batch in others if _is_ours(batch, file_id, token))
-            # A date that is not given proves nothing, nor does a page that is not newest first; of
-            # one whose dates are all the same, nobody knows.
-            dates = [batch.created_at for batch in batches]
-            newest_first = dates == sorted(dates, reverse=True) and dates[:1] > dates[-1:]
-            passed = newest_first and any(0 < date < since - _CLOCK_SKEW for date in dates)
-            found = [batch for batch in listed.values() if _is_ours(batch, file_id, token)]
+            nameless += (batch for batch in others if is_ours(batch, file_id, token))
+            found = [batch for batch in listed.values() if is_ours(batch, file_id, token)]
             # Our clock may be wrong: that there is none is said at the end of the list only.
-            if passed and found:
+            if found and passes(batches, since - _CLOCK_SKEW):
                 break
         if nameless and not found:  # to take it for none would pay for its rows again
             raise ProviderError(
@@ -274,12 +220,12 @@ class Provider:
             data, has_more = page.get("data"), page.get("has_more")
             if not isinstance(data, list):
                 raise Unavailable("the answer holds no list of batches")
-            records = list(map(_mapping, data))
+            records = list(map(mapping, data))
             batches = [
                 self._batch_seen(one) for one in records if self.dialect.is_id(one.get("id"))
             ]
             others = [
-                _batch_seen(str(one["id"]), one)
+                batch_seen(str(one["id"]), one)
                 for one in records
                 if one.get("id") and not self.dialect.is_id(one["id"])
             ]
@@ -348,10 +294,10 @@ class Provider:
 
     def _link(self, file_id: str) -> str | None:
         """The address of a result file, where it has no id; asked for anew, as it may not last."""
-        found = _LINKED.fullmatch(file_id)
+        found = linked(file_id)
         if found is None:
             return None
-        kind, batch_id = found.groups()
+        kind, batch_id = found
         if not self.dialect.links_results:
             raise ProviderError(
                 f"The results of the batch {batch_id} are at an address, and {self.dialect} is not "
@@ -387,7 +333,7 @@ class Provider:
 
     def delete_file(self, file_id: str) -> None:
         """Delete a file of ours; fine if it is gone, or has no id."""
-        if self.dialect.links_results and _LINKED.fullmatch(file_id):
+        if self.dialect.links_results and linked(file_id):
             return
         with self._calls("Deleting a file"), suppress(openai.NotFoundError):
             # Read, because a proxy's page deletes nothing.
@@ -405,15 +351,7 @@ class Provider:
                     raise
 
     def _batch_seen(self, fields: Mapping[str, Any]) -> BatchSeen:
-        batch_id = self._checked_id(fields.get("id"))
-        # No address goes into the checkpoint, whoever the service is taken for: what is read there
-        # is never asked.
-        names = {
-            f"{kind}_file_id": f"file-{kind}-of-{batch_id}"
-            for kind in ("output", "error")
-            if "://" in str(fields.get(f"{kind}_file_id"))
-        }
-        return _batch_seen(batch_id, {**fields, **names})
+        return batch_seen(self._checked_id(fields.get("id")), fields)
 
     def _checked_id(self, value: object) -> str:
         """An id out of an answer."""
@@ -492,154 +430,6 @@ def _fields(answer: "LegacyAPIResponse[Any]") -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise Unavailable("the answer was not an object")
     return fields
-
-
-def _batch_seen(batch_id: str, fields: Mapping[str, Any]) -> BatchSeen:
-    counts, errors = _mapping(fields.get("request_counts")), fields.get("errors")
-    if isinstance(errors, Mapping):  # Groq gives the list as it is (docs, 2026-11)
-        errors = errors.get("data")
-    metadata = _mapping(fields.get("metadata"))
-    return BatchSeen(
-        batch_id=batch_id,
-        input_file_id=str(fields.get("input_file_id") or ""),
-        status=_status(fields.get("status")),
-        created_at=_date(fields.get("created_at")),
-        in_progress_at=_date(fields.get("in_progress_at")),
-        output_file_id=_file_id(fields.get("output_file_id")),
-        error_file_id=_file_id(fields.get("error_file_id")),
-        n_done=int(_number(counts.get("completed")) + _number(counts.get("failed"))),
-        usage=_usage(fields.get("usage")),
-        errors=tuple(
-            BatchError(
-                code=str(error.get("code") or ""),
-                message=str(error.get("message") or ""),
-                line=int(_number(error.get("line"))) or None,
-                param=error["param"] if isinstance(error.get("param"), str) else None,
-            )
-            for error in map(_reason, errors if isinstance(errors, list) else ())
-            if error
-        ),
-        metadata={str(key): str(value) for key, value in metadata.items()},
-    )
-
-
-def _is_ours(batch: BatchSeen, file_id: str, token: str) -> bool:
-    return batch.input_file_id == file_id or batch.metadata.get("token") == token
-
-
-def _reason(error: object) -> Mapping[str, Any]:
-    """Why a batch was refused; SiliconFlow says it in a text alone (docs, 2026-11)."""
-    return {"message": error} if isinstance(error, str) else _mapping(error)
-
-
-def _status(word: object) -> BatchStatus:
-    text = str(word).lower()
-    try:
-        return BatchStatus("cancelled" if text == "canceled" else text)
-    except ValueError:
-        return BatchStatus.UNKNOWN
-
-
-def _usage(fields: object) -> Usage | None:
-    if not isinstance(fields, Mapping):
-        return None
-    read = _mapping(fields.get("input_tokens_details"))
-    written = _mapping(fields.get("output_tokens_details"))
-    return Usage(
-        input_tokens=int(_number(fields.get("input_tokens"))),
-        cached_tokens=int(_number(read.get("cached_tokens"))),
-        output_tokens=int(_number(fields.get("output_tokens"))),
-        reasoning_tokens=int(_number(written.get("reasoning_tokens"))),
-    )
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _file_id(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None  # "" means none at some services
-
-
-def _number(value: object) -> float:
-    # What does not fit a date or a count says nothing; the log must be able to hold it.
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**53:
-        return 0
-    return value
-
-
-def _date(value: object) -> float:
-    # Seconds of this age of the world; 0, which says nothing, for milliseconds and the like.
-    seconds = _number(value)
-    return seconds if 0 < seconds < 1e11 else 0.0
-
-
-def open_client(api_key: str | None = None, base_url: str | None = None) -> openai.OpenAI:
-    """A client with this key at this address; what is None comes from the environment.
-
-    Raises ApiKeyError if there is no key, or it is blank or broken.
-    """
-    key = os.environ.get("OPENAI_API_KEY") if api_key is None else api_key
-    if key is None:
-        raise ApiKeyError(
-            "There is no API key; nothing was sent. Set the environment variable OPENAI_API_KEY, "
-            "or pass client=OpenAI(api_key=...). To try without a key: `batchframe demo`, or "
-            "`with bf.emulator.LocalServer() as server:` and client=server.client()."
-        )
-    _check_key(key)
-    return openai.OpenAI(api_key=key, base_url=base_url)
-
-
-def account_of(
-    client: openai.OpenAI | None, dialect: str | Dialect | None = None
-) -> tuple[Account, Dialect]:
-    """Who would answer and pay, and how they speak; no key is needed, and nothing is sent."""
-    if client is not None:
-        return _account(client), _dialect(client, dialect)
-    with openai.OpenAI(api_key=os.environ.get("OPENAI_API_KEY") or "none") as made:
-        return _account(made), _dialect(made, dialect)
-
-
-def _dialect(client: openai.OpenAI, named: str | Dialect | None) -> Dialect:
-    is_azure = isinstance(client, openai.AzureOpenAI)
-    return dialect_of(str(client.base_url), named, is_azure=is_azure)
-
-
-def _account(client: openai.OpenAI) -> Account:
-    address = str(client.base_url)
-    if isinstance(client, openai.AzureOpenAI):
-        # A client with azure_deployment= has it in its address, and asks for files and batches of
-        # the whole resource all the same (openai 3.54, lib/azure.py).
-        address = re.sub(r"/openai/deployments/[^/]+/$", "/openai/", address)
-    return Account(
-        base_url=address,
-        organization=client.organization,
-        project=client.project,
-    )
-
-
-def _has_other_credentials(client: openai.OpenAI) -> bool:
-    """True where the key is not a fixed text: Azure's tokens, or a function that gives keys."""
-    return client.api_key == API_KEY_SENTINEL or client._api_key_provider is not None  # noqa: SLF001
-
-
-def _check_key(key: str) -> None:
-    is_header = key.isascii() and key.isprintable() and " " not in key
-    if not key or not is_header:
-        raise ApiKeyError(
-            "The API key is blank, or holds white space or other characters that no key has; "
-            "nothing was sent, and the key is not shown here. Set OPENAI_API_KEY, or pass "
-            "client=OpenAI(api_key=...)."
-        )
-
-
-def _check_address(address: str) -> None:
-    if is_private(address):
-        return
-    raise ParameterError(
-        f"The client's base_url {address} is not https: the key and the prompts would travel in "
-        "the clear. Nothing was sent. Plain http is taken for this machine only (127.0.0.1)."
-    )
 
 
 def _without_key(message: str) -> str:

@@ -17,7 +17,8 @@ from batchframe.checkpoint import Checkpoint
 from batchframe.client import Unavailable, delete_quietly
 from batchframe.clock import Clock
 from batchframe.core.batches import BatchSeen, Collected, ResultsCommitted, ResultsLost, Usage
-from batchframe.core.prices import Prices, priced
+from batchframe.core.prices import priced
+from batchframe.core.rates import Prices
 from batchframe.core.results import collect_results, whole_lines
 from batchframe.errors import AccountMismatchError, CheckpointCorruptError
 from batchframe.jobs import Job, Submission

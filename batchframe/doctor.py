@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from batchframe.client import Provider, Unavailable, open_client
+from batchframe.accounts import open_client
+from batchframe.client import Provider, Unavailable
 from batchframe.clock import SystemClock
 from batchframe.errors import ApiKeyError, AuthenticationError, ParameterError, ProviderError
 from batchframe.storage import Storage

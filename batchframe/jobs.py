@@ -22,8 +22,8 @@ from batchframe.core.batches import (
     Uploaded,
     Uploading,
 )
-from batchframe.core.prices import Prices
 from batchframe.core.queues import Queue, queue_of
+from batchframe.core.rates import Prices
 from batchframe.core.schedule import Load, admit
 from batchframe.core.shards import Limits
 

@@ -39,11 +39,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pyarrow as pa
 
-from batchframe.client import Provider, open_client
+from batchframe.accounts import open_client
+from batchframe.bodies import body_params
+from batchframe.client import Provider
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
+from batchframe.core.pieces import encode_messages
 from batchframe.core.prices import unpriced_models
-from batchframe.core.requests import Rows, encode_messages, render_requests
+from batchframe.core.requests import Rows, render_requests
 from batchframe.core.results import answer_bodies, split_lines
 from batchframe.core.shards import Limits, fitting
 from batchframe.core.spec import CHAT_COMPLETIONS, Spec, json_value
@@ -52,7 +55,6 @@ from batchframe.errors import CheckpointError, ParameterError, RowError
 from batchframe.jobs import Submission
 from batchframe.parameters import (
     SHORTEST_POLL,
-    body_params,
     check_client,
     check_values,
     checkpoint_path,

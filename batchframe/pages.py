@@ -14,18 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from batchframe.core.estimates import dollars
+from batchframe.core.histories import ShardHistory
 from batchframe.core.results import ANSWERED, Status
-from batchframe.core.texts import duration, printable
+from batchframe.core.standing import IN_PROGRESS, WAITING
+from batchframe.core.texts import dollars, duration, printable
 from batchframe.core.usage import CATEGORIES, TOTAL
-from batchframe.overview import (
-    IN_PROGRESS,
-    WAITING,
-    Overview,
-    RunStatus,
-    ShardHistory,
-    time_left,
-)
+from batchframe.overview import Overview
+from batchframe.run_status import RunStatus, time_left
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -1,7 +1,5 @@
 """What a call says by keywords -> values that fit, or a ParameterError before anything is sent."""
 
-import copy
-import json
 import math
 import re
 from collections.abc import Callable, Collection, Hashable, Mapping
@@ -14,22 +12,17 @@ from batchframe.errors import ParameterError
 
 if TYPE_CHECKING:
     from batchframe.core.spec import Spec
-    from batchframe.core.structure import Structure
 
 __all__ = [
     "HOME",
     "SHORTEST_POLL",
     "Column",
-    "body_params",
     "check_client",
     "check_values",
     "checkpoint_path",
     "closest",
     "col",
-    "extra_fields",
     "own_fields",
-    "response_format",
-    "sent_structure",
 ]
 
 #: The shortest time between two looks at a batch, in seconds, and the longest: its window.
@@ -131,7 +124,7 @@ def _is_seconds(value: object, least: float = 0, most: float = math.inf) -> bool
 
 
 def _are_prices(value: object) -> bool:
-    from batchframe.core.prices import Rates
+    from batchframe.core.rates import Rates
 
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and isinstance(rates, Rates) for name, rates in value.items()
@@ -268,245 +261,3 @@ def check_client(client: object) -> None:
             f"client must be an openai.OpenAI client, not {type(client).__name__}. An API key "
             "goes into OpenAI(api_key=...)."
         )
-
-
-#: Body fields that a call cannot set, and why.
-_REFUSED = {
-    "messages": "the messages are made of prompt_col and system",
-    "input": "it is made of the frame's columns",
-    "encoding_format": "vectors come back as 32-bit floats",
-    "background": "a batch runs in the background anyway",
-    "stream": "the Batch API cannot stream",
-    "stream_options": "the Batch API cannot stream",
-}
-
-
-def _refused(endpoint: str) -> dict[str, str]:
-    from batchframe.core.spec import COMPLETIONS
-
-    # Elsewhere `prompt` is another thing, or none.
-    more = {"prompt": _REFUSED["input"]} if endpoint == COMPLETIONS else {}
-    return _REFUSED | more
-
-
-def body_params(
-    params: Mapping[str, Any], endpoint: str, *, function: str, keywords: Collection[str]
-) -> dict[str, Any]:
-    """The body fields beside model and messages that all rows share, as JSON values.
-
-    Args:
-        params: What the call was given beside its own keywords; those that stand in columns are
-            checked by their names only.
-        endpoint: Where the bodies go.
-        function: The called function's name, for messages.
-        keywords: Its own keywords, which a misspelt one may have meant.
-
-    Raises:
-        ParameterError: the API knows no such field, it cannot be set, or JSON cannot hold it.
-    """
-    from batchframe.client import PARAMETERS
-    from batchframe.core.spec import json_value
-
-    refused = _refused(endpoint)
-    known = PARAMETERS[endpoint] - refused.keys()
-    for name in params:
-        if name in refused:
-            raise ParameterError(f"{name}= cannot be set: {refused[name]}.")
-        if name not in known:
-            near = closest(name, {*keywords, *known})
-            meant = f" Did you mean {near!r}?" if near else ""
-            raise ParameterError(
-                f"{function}() and {endpoint} know no keyword {name!r}.{meant} Nothing was sent."
-            )
-    if isinstance(params.get("n"), Column):
-        raise ParameterError("n= cannot stand in a column: each row has one completion.")
-    return {
-        name: json_value(value, name)
-        for name, value in params.items()
-        if not isinstance(value, Column)
-    }
-
-
-#: Body fields that we read again, as the form and the limit of an answer: by no other endpoint's
-#: name may they come in.
-_READ_AGAIN = frozenset(
-    {"response_format", "text", "max_completion_tokens", "max_output_tokens", "max_tokens"}
-)
-
-
-def extra_fields(extra_body: object, endpoint: str) -> dict[str, Any]:
-    """The body fields that a provider knows and the SDK does not, as JSON values.
-
-    The SDK lays its own `extra_body` over all else, without a word; here a field that has a keyword
-    is refused, so that each has one place and none goes around a check.
-
-    Args:
-        extra_body: What the call was given; None is no field.
-        endpoint: Where the bodies go.
-
-    Raises:
-        ParameterError: it is no mapping, a field has a keyword or is written by us, or JSON cannot
-            hold it.
-    """
-    from batchframe.client import PARAMETERS
-    from batchframe.core.spec import json_value
-
-    if extra_body is None:
-        return {}
-    if not isinstance(extra_body, Mapping):
-        raise ParameterError(
-            f"extra_body={extra_body!r:.60} must be a dict of body fields, or None."
-        )
-    fields: dict[str, Any] = json_value(extra_body, "extra_body")
-    refused = _refused(endpoint)
-    for name in fields:
-        if name in refused:
-            raise ParameterError(f"extra_body.{name} cannot be set: {refused[name]}.")
-        if name in PARAMETERS[endpoint]:
-            raise ParameterError(
-                f"extra_body.{name} is a field with a keyword: pass {name}=, which is checked. "
-                "Nothing was sent."
-            )
-        if name in _READ_AGAIN:
-            raise ParameterError(f"extra_body.{name} is no field of {endpoint}. Nothing was sent.")
-    return fields
-
-
-def response_format(value: object, endpoint: str) -> "tuple[dict[str, Any], Structure | None]":
-    """A response format -> body fields, and what answers look like.
-
-    Args:
-        value: A pydantic model, a JSON schema of an object, or the API's own form: `{"type":
-            "json_schema", ...}`, `{"type": "json_object"}` or `{"type": "text"}`. None sets none.
-        endpoint: Where the bodies go: each has its own place for it.
-
-    Returns:
-        The body's field, if any; and the structure, None for text.
-
-    Raises:
-        ParameterError: it is none of these, or a schema that cannot be read.
-    """
-    if value is None:
-        return {}, None
-    from batchframe.core.spec import COMPLETIONS, RESPONSES
-
-    if endpoint == COMPLETIONS:
-        raise ParameterError(f"response_format= has no place in {endpoint}: it answers with text.")
-    form, structure = _read_format(value)
-    if endpoint == RESPONSES:
-        # The same, with the schema's fields one level up.
-        flat = {"type": form["type"], **form.get("json_schema", {})}
-        return {"text": {"format": flat}}, structure
-    return {"response_format": form}, structure
-
-
-def sent_structure(body: Mapping[str, Any]) -> "Structure | None":
-    """What answers look like by the fields of a body that was sent; None for text."""
-    text = body.get("text")
-    form = text.get("format") if isinstance(text, Mapping) else body.get("response_format")
-    if not isinstance(form, Mapping) or form.get("type") in {None, "text"}:
-        return None
-    if form["type"] == "json_schema" and "json_schema" not in form:  # that of responses
-        form = {"type": "json_schema", "json_schema": dict(form)}
-    return _read_format(form)[1]
-
-
-def _read_format(value: object) -> "tuple[dict[str, Any], Structure | None]":
-    """A response format in the form of chat completions, and what answers look like."""
-    from pydantic import BaseModel
-
-    if isinstance(value, type) and issubclass(value, BaseModel):
-        return _of_model(value)
-    if not isinstance(value, Mapping):
-        raise ParameterError(
-            f"response_format={value!r:.60} must be a pydantic model, a JSON schema, or "
-            "{'type': 'json_object'}."
-        )
-    from batchframe.core.spec import json_value
-    from batchframe.core.structure import Structure
-
-    plain = json_value(value, "response_format")
-    match plain:
-        case {"type": "text"}:
-            return plain, None
-        case {"type": "json_object"}:
-            return plain, Structure(type=None, read=_json_object)
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return plain, _of_schema(schema)
-        case {"properties": dict()} | {"$ref": str()} | {"type": "object"}:
-            schema = _strict(plain)
-            named = {"name": "answer", "schema": schema, "strict": True}
-            form = {"type": "json_schema", "json_schema": named}
-            return form, _of_schema(schema)
-        case _:
-            raise ParameterError(
-                f"response_format={value!r:.60} is neither a JSON schema of an object nor one of "
-                "the API's forms: {'type': 'json_object'}, {'type': 'json_schema', 'json_schema': "
-                "{'name': ..., 'schema': {...}}}."
-            )
-
-
-def _of_model(model: Any) -> "tuple[dict[str, Any], Structure]":
-    from openai.lib._parsing._completions import type_to_response_format_param
-    from pydantic import ValidationError
-    from pydantic.errors import PydanticUserError
-
-    from batchframe.core.spec import json_value
-    from batchframe.core.structure import Structure, struct_type
-
-    try:
-        form: Any = type_to_response_format_param(model)
-    except (PydanticUserError, TypeError, ValueError) as error:
-        raise ParameterError(f"response_format={model.__name__} has no schema: {error}") from None
-
-    def read(text: str) -> Any:
-        try:
-            return model.model_validate_json(text).model_dump(mode="json", by_alias=True)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise ValueError(f"{place}: {first['msg']}" if place else first["msg"]) from None
-
-    field = json_value(form, "response_format")
-    schema = field["json_schema"]["schema"]
-    return field, Structure(type=struct_type(schema), read=read)
-
-
-def _of_schema(schema: Mapping[str, Any]) -> "Structure":
-    import jsonschema_rs
-
-    from batchframe.core.structure import Structure, struct_type
-
-    def refuse(address: str) -> Any:  # a schema is data: nothing that it names is fetched
-        raise ValueError(f"{address} is not part of the schema")
-
-    try:
-        validator = jsonschema_rs.validator_for(dict(schema), retriever=refuse)
-    except (ValueError, jsonschema_rs.ReferencingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ParameterError(f"response_format has a schema that is none: {reason}.") from None
-
-    def read(text: str) -> Any:
-        value = json.loads(text)
-        error = next(iter(validator.iter_errors(value)), None)
-        if error is not None:
-            place = ".".join(map(str, error.instance_path))
-            raise ValueError(f"{place}: {error.message}" if place else error.message)
-        return value
-
-    return Structure(type=struct_type(schema), read=read)
-
-
-def _strict(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema by the SDK's rules for strict ones: all fields required, and no others."""
-    from openai.lib._pydantic import _ensure_strict_json_schema
-
-    copied = copy.deepcopy(schema)
-    return _ensure_strict_json_schema(copied, path=(), root=copied)
-
-
-def _json_object(text: str) -> Any:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"a JSON object was asked for, and this is {text!r:.40}")  # noqa: TRY004
-    return value

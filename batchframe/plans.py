@@ -17,7 +17,6 @@ from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import Collected, Creating, Dropped, Ended, Live
 from batchframe.core.dialects import Dialect, price_list_of
 from batchframe.core.estimates import (
-    FEWEST_BYTES,
     Estimate,
     Known,
     Range,
@@ -25,7 +24,9 @@ from batchframe.core.estimates import (
     price_takes,
     takes,
 )
-from batchframe.core.prices import Prices, cost_usd, repriced, usage_table
+from batchframe.core.prices import cost_usd, repriced, usage_table
+from batchframe.core.prompt_tokens import FEWEST_BYTES
+from batchframe.core.rates import Prices
 from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys, shared_keys
 from batchframe.core.results import COUNTS
 from batchframe.core.retries import latest, unfinished

@@ -13,16 +13,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from batchframe.clock import Clock
-from batchframe.core.estimates import dollars
+from batchframe.core.standing import TELLING_PART
+from batchframe.core.texts import dollars
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["TELLING_PART", "Bars", "Lines", "Progress", "Silence", "Tally", "Texts", "progress_for"]
+__all__ = ["Bars", "Lines", "Progress", "Silence", "Tally", "Texts", "progress_for"]
 
 _LINE_SECONDS = 60.0
-#: The part of the rows that must be done before their pace tells anything of the rest.
-TELLING_PART = 0.1
 #: One bar, as tqdm fills it in; the postfix brings its comma along.
 _BAR = "{desc:<10}{percentage:4.0f}%|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}"
 #: Spaces that tqdm does not make wide ones of in widgets.

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.core.batches import Collected, Dropped, ResultsCommitted
-from batchframe.core.prices import Prices, repriced
+from batchframe.core.prices import repriced
+from batchframe.core.rates import Prices
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.retries import unfinished
 from batchframe.errors import CheckpointCorruptError, CheckpointError

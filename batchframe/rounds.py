@@ -42,8 +42,8 @@ from batchframe.core.batches import (
     Uploading,
 )
 from batchframe.core.dialects import Dialect
-from batchframe.core.estimates import counted_ratio
-from batchframe.core.prices import Prices
+from batchframe.core.prompt_tokens import counted_ratio
+from batchframe.core.rates import Prices
 from batchframe.core.requests import (
     Requests,
     RowKeys,

@@ -78,7 +78,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no retries of the SDK",
-        "client.py",
+        "accounts.py",
         "client.with_options(max_retries=0)",
         "client.with_options(max_retries=2)",
         "engine/test_engine.py",
@@ -94,7 +94,7 @@ MUTATIONS = (
     ),
     Mutation(
         "the search by file",
-        "client.py",
+        "core/replies.py",
         "return batch.input_file_id == file_id or batch.metadata",
         "return batch.metadata",
         "client/test_client.py",
@@ -182,7 +182,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no prices of another service",
-        "core/prices.py",
+        "core/rates.py",
         "    if price_list is None:\n        return None\n",
         "    price_list = price_list or OPENAI_LIST\n",
         "core/test_prices.py",

@@ -17,7 +17,7 @@ from batchframe.parameters import HOME
 
 if TYPE_CHECKING:
     from batchframe.frames.runs import Run
-    from batchframe.overview import RunStatus
+    from batchframe.run_status import RunStatus
 
 __all__ = ["cancel", "purge", "report", "results", "runs", "status", "usage", "wait"]
 
@@ -223,8 +223,7 @@ _COLUMNS = ("checkpoint", "model", "rows", "done", "cost", "now")
 
 
 def _line(one: "RunStatus") -> tuple[str, ...]:
-    from batchframe.core.estimates import dollars
-    from batchframe.core.texts import printable
+    from batchframe.core.texts import dollars, printable
 
     failed = f", {one.n_failures:,} without an answer" if one.n_failures else ""
     now = "done" if one.is_done else words_of(one.batches)
@@ -285,7 +284,7 @@ def purge(
     """
     from batchframe.checkpoint import Checkpoint, remove_checkpoint
     from batchframe.clock import SystemClock
-    from batchframe.overview import status_of
+    from batchframe.run_status import status_of
     from batchframe.storage import Storage
 
     directory = expanded(directory)
@@ -314,7 +313,7 @@ def purge(
 
 def _lost(there: "RunStatus") -> str:
     """What goes with a checkpoint, in words."""
-    from batchframe.core.estimates import dollars
+    from batchframe.core.texts import dollars
 
     cost = "an unknown cost" if there.cost_usd is None else dollars(there.cost_usd)
     n_live = sum(n for word, n in there.batches.items() if word not in {"waiting", "collected"})

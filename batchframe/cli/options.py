@@ -256,7 +256,7 @@ def prices_of(pairs: Sequence[str] | None) -> Any:
     """Rates by model, out of MODEL=IN,OUT; None for none."""
     if not pairs:
         return None
-    from batchframe.core.prices import Rates
+    from batchframe.core.rates import Rates
 
     found = {}
     for pair in pairs:

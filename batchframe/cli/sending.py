@@ -316,7 +316,7 @@ def _not_done(path: str, dialect: str | None) -> dict[str, Any]:
 
 
 def _tell(told: Mapping[str, Any], target: str, *, quiet: bool) -> None:
-    from batchframe.core.estimates import dollars
+    from batchframe.core.texts import dollars
 
     n_failures = told["n_failures"]
     if quiet and not n_failures:

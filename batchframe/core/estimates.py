@@ -1,13 +1,11 @@
 """Rows that were not sent yet -> what they will take, in tokens and dollars: always a range.
 
-Tokens of prompts are known best from the usage of rows of the same checkpoint; else they are
-counted in a sample of rows, by the model's own vocabulary, and scaled by bytes; else they are
-bounded by their bytes. Tokens of answers are bounded by what the rows allow, and expected as in the
-rows that were answered.
+Tokens of prompts are those of `core/prompt_tokens`. Tokens of answers are bounded by what the rows
+allow, and expected as in the rows that were answered.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -17,44 +15,29 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.prices import Prices, cost_usd, standard_usd, usage_table
-from batchframe.core.requests import Rows, row_keys
+from batchframe.core.prices import cost_usd, standard_usd, usage_table
+from batchframe.core.prompt_tokens import prompt_tokens
+from batchframe.core.rates import Prices
+from batchframe.core.requests import Rows
 from batchframe.core.spec import COMPLETIONS, EMBEDDINGS, MODERATIONS, Spec
-from batchframe.core.tokens import counter, vocabulary_of
+from batchframe.core.texts import dollars
 
 __all__ = [
-    "FEWEST_BYTES",
     "Estimate",
     "Known",
     "Range",
     "Takes",
     "answer_limit",
-    "counted_ratio",
-    "dollars",
     "price_takes",
     "takes",
 ]
 
-#: Rows that are counted by a vocabulary.
-_SAMPLE_ROWS = 1_000
-#: Bytes per token, from texts full of ids to scripts of two bytes a letter (o200k_base over random
-#: UUIDs 1.7, English 4.8, Russian 5.7, Hindi and Thai up to 7; measured 2026-11).
-FEWEST_BYTES, _MOST_BYTES = 1.5, 8.0
-#: How far the other two ways may be off, as a part of the number of tokens.
-_DOUBT = 0.1
 #: How far the mean of further answers may be from that of the answers so far.
 _DOUBT_OF_ANSWERS = 0.25
-#: Tokens that the chat format adds to each message and to each prompt (OpenAI cookbook, "How to
-#: count tokens with tiktoken", 2026-08).
-_PER_MESSAGE, _PER_PROMPT = 4, 3
 #: Tokens of an answer of /v1/completions that sets no limit (OpenAI API reference, 2026-08).
 _LEGACY_LIMIT = 16
 #: What limits the tokens of an answer, by the names of all endpoints.
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
-#: Fields of a body that the model reads beside the prompt.
-_READ_BESIDE = ("tools", "response_format", "text", "functions")
-#: Steps of the golden ratio visit rows evenly, and in no rhythm that a frame could have.
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +189,6 @@ def _dollars(range_: Range | None) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def dollars(amount: float) -> str:
-    """An amount in print: two digits that count, and cents where it is more."""
-    if amount == 0 or amount >= 1:
-        return f"${amount:,.2f}"
-    return f"${amount:.{1 - math.floor(math.log10(amount))}f}"
-
-
 def takes(rows: Rows, guessed: pa.Int64Array, spec: Spec, known: Known) -> Takes:
     """What rows will take.
 
@@ -222,7 +198,7 @@ def takes(rows: Rows, guessed: pa.Int64Array, spec: Spec, known: Known) -> Takes
         spec: What all rows share.
         known: What earlier results taught.
     """
-    low, high, counted = _input(rows, guessed, spec, known)
+    low, high, counted = prompt_tokens(rows, guessed, spec, known.input_ratio)
     if spec.endpoint in {EMBEDDINGS, MODERATIONS}:
         none = pa.repeat(pa.scalar(0, pa.int64()), len(rows))
         return Takes(
@@ -307,158 +283,3 @@ def price_takes(
         range_(lambda table: cost_usd(table, prices=prices, **named)),
         range_(lambda table: standard_usd(table, **named)),
     )
-
-
-def _input(
-    rows: Rows, guessed: pa.Int64Array, spec: Spec, known: Known
-) -> tuple[pa.Int64Array, pa.Int64Array, str]:
-    """The least and the most tokens of each row's prompt, and how they were counted."""
-    if known.input_ratio is not None:
-        mean = pc.multiply(guessed.cast(pa.float64()), known.input_ratio)
-        low, high = pc.multiply(mean, 1 - _DOUBT), pc.multiply(mean, 1 + _DOUBT)
-        return _down(low), _up(high), "as the rows so far had"
-    sample = _sample(rows, spec)
-    beside = _beside(spec)
-    vocabulary = _vocabulary(rows, spec)
-    if vocabulary is not None:
-        name, count = vocabulary
-        mean = _counted(rows, sample, spec, count)
-        low = pc.multiply(mean, 1 - _DOUBT)
-        schema = count(beside.others) if beside.others else 0
-        high = pc.multiply(pc.add(mean, schema), 1 + _DOUBT)
-        words = f"{len(sample):,} {'row' if len(sample) == 1 else 'rows'} counted by {name}"
-    else:
-        text = sum(len(one.text.encode()) for one in sample) / max(
-            1, sum(one.n_bytes for one in sample)
-        )
-        text_bytes = pc.multiply(pc.binary_length(rows.prompts).cast(pa.float64()), text)
-        fixed = _per_row(sample, spec)
-        system, others = len(beside.system.encode()), len(beside.others.encode())
-        low = pc.add(pc.divide(text_bytes, _MOST_BYTES), fixed + system / _MOST_BYTES)
-        more = fixed + (system + others) / FEWEST_BYTES
-        high = pc.add(pc.divide(text_bytes, FEWEST_BYTES), more)
-        words = "bounded by bytes"
-    if any(one.n_images for one in sample):
-        words += ", images not counted"
-    return _down(low), _up(high), words
-
-
-def _vocabulary(rows: Rows, spec: Spec) -> tuple[str, Callable[[str], int]] | None:
-    """The vocabulary of all rows' models and what counts by it, where there is one at hand."""
-    models = {spec.model} if rows.models is None else set(rows.models.unique().to_pylist())
-    names = {vocabulary_of(model or "") for model in models}
-    name = names.pop() if len(names) == 1 else None
-    count = counter(name) if name is not None else None
-    return None if name is None or count is None else (name, count)
-
-
-def _counted(
-    rows: Rows, sample: Sequence["_Sampled"], spec: Spec, count: Callable[[str], int]
-) -> pa.DoubleArray:
-    """Tokens of each row's messages, by those of a sample of the rows."""
-    n_tokens = sum(count(one.text) for one in sample)
-    if any(one.n_images for one in sample):
-        per_row = pa.repeat(n_tokens / len(sample), len(rows))
-    else:
-        n_bytes = pc.binary_length(rows.prompts).cast(pa.float64())
-        per_row = pc.multiply(n_bytes, n_tokens / max(1, sum(one.n_bytes for one in sample)))
-    fixed = _per_row(sample, spec) + (count(spec.system) if spec.system else 0)
-    return pc.add(per_row, fixed)
-
-
-def counted_ratio(rows: Rows, spec: Spec) -> float | None:
-    """Tokens that the models' vocabulary counts in prompts, for each that is guessed from bytes.
-
-    In a sample of the rows. None where no vocabulary is at hand, or where the model reads more than
-    messages of text.
-
-    Args:
-        rows: What they ask, with a prompt each.
-        spec: What they share.
-    """
-    vocabulary = _vocabulary(rows, spec)
-    rows = rows.take(_sample_places(len(rows)))
-    sample = _sample(rows, spec)
-    if (
-        vocabulary is None
-        or not sample
-        or _beside(spec).others
-        or any(one.n_images for one in sample)
-    ):
-        return None
-    _, count = vocabulary
-    guessed = pc.sum(row_keys(rows, spec).n_tokens).as_py()
-    return float(pc.sum(_counted(rows, sample, spec, count)).as_py() / guessed)
-
-
-def _down(values: pa.DoubleArray) -> pa.Int64Array:
-    return pc.floor(values).cast(pa.int64())
-
-
-def _up(values: pa.DoubleArray) -> pa.Int64Array:
-    return pc.ceil(values).cast(pa.int64())
-
-
-@dataclass(frozen=True, slots=True)
-class _Sampled:
-    """What the model reads of one prompt."""
-
-    text: str
-    n_messages: int
-    n_images: int
-    #: Size of the prompt as it stands among the rows.
-    n_bytes: int
-
-
-def _sample(rows: Rows, spec: Spec) -> list[_Sampled]:
-    n_messages = 0 if spec.endpoint in {EMBEDDINGS, MODERATIONS, COMPLETIONS} else 1
-    return [
-        _Sampled(prompt, n_messages, 0, len(prompt.encode()))
-        if isinstance(prompt, str)
-        else _read(prompt)
-        for prompt in rows.prompts.take(_sample_places(len(rows))).to_pylist()
-    ]
-
-
-def _sample_places(n: int) -> pa.Int64Array:
-    """Places of a sample among n, in order."""
-    places = range(n)
-    if n > _SAMPLE_ROWS:
-        places = sorted({int((place * _GOLDEN) % 1.0 * n) for place in range(_SAMPLE_ROWS)})  # type: ignore[assignment]
-    return pa.array(places, pa.int64())
-
-
-def _read(prompt: bytes) -> _Sampled:
-    messages = msgspec.json.decode(prompt)
-    texts, n_images = [], 0
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else [{"text": content}]:
-            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            elif isinstance(part, Mapping) and "image" in str(part.get("type")):
-                n_images += 1
-    return _Sampled("\n".join(texts), len(messages), n_images, len(prompt))
-
-
-def _per_row(sample: Iterable[_Sampled], spec: Spec) -> float:
-    """Tokens that the form of a chat adds to each row, in the mean."""
-    counts = [one.n_messages for one in sample]
-    if not any(counts):
-        return 0.0
-    n_messages = sum(counts) / len(counts) + (spec.system is not None)
-    return _PER_PROMPT + _PER_MESSAGE * n_messages
-
-
-@dataclass(frozen=True, slots=True)
-class _Beside:
-    """What the model reads beside each prompt: the system message; schemas and tools."""
-
-    system: str
-    others: str
-
-
-def _beside(spec: Spec) -> _Beside:
-    others = [spec.params[name] for name in _READ_BESIDE if name in spec.params]
-    text = "".join(msgspec.json.encode(other).decode() for other in others)
-    return _Beside(spec.system or "", text)

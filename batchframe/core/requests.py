@@ -9,7 +9,7 @@ is sent as it is. A text and the list of that one message make the same body.
 """
 
 from binascii import hexlify
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain, compress, groupby, repeat
@@ -27,9 +27,7 @@ from batchframe.core.spec import (
     MODERATIONS,
     RESPONSES,
     Spec,
-    json_value,
 )
-from batchframe.errors import ParameterError, RowError
 
 __all__ = [
     "Request",
@@ -37,9 +35,6 @@ __all__ = [
     "RowKeys",
     "Rows",
     "addressed",
-    "encode_fields",
-    "encode_messages",
-    "encode_parts",
     "line_bytes_at_most",
     "render_requests",
     "row_keys",
@@ -248,82 +243,6 @@ def addressed(requests: Requests, url: str) -> Requests:
     start = _ID_END + len(_line_middle(url_in(requests.lines[0])))
     lines = [line[:_ID_END] + middle + line[start:] for line in requests.lines]
     return replace(requests, lines=lines)
-
-
-def encode_messages(messages: Any, place: str) -> bytes:
-    """A list of chat messages -> the JSON that a request holds.
-
-    Fields that are null are left out: an Arrow or Polars struct has the fields of all rows. `place`
-    names the list in messages. Raises RowError unless it is a list, not empty, of objects with a
-    role, that JSON can hold.
-    """
-    plain = _without_nulls(messages)
-    if (
-        not isinstance(plain, list)
-        or not plain
-        or not all(isinstance(part, Mapping) and "role" in part for part in plain)
-    ):
-        raise RowError(
-            f"{place} is {messages!r:.80}. Nothing was sent. It must be a list of chat messages, "
-            '[{"role": "user", "content": ...}, ...].'
-        )
-    try:
-        return msgspec.json.encode(json_value(plain, place))
-    except ParameterError as error:
-        raise RowError(f"{error} Nothing was sent.") from None
-
-
-def encode_parts(text: str, image_urls: Sequence[str], endpoint: str) -> bytes:
-    """A text and images -> the JSON of a list of one user message, in the endpoint's own words."""
-    if endpoint == RESPONSES:
-        parts: list[dict[str, Any]] = [{"type": "input_text", "text": text}]
-        parts += [{"type": "input_image", "image_url": url} for url in image_urls]
-    else:
-        parts = [{"type": "text", "text": text}]
-        parts += [{"type": "image_url", "image_url": {"url": url}} for url in image_urls]
-    return msgspec.json.encode([{"role": "user", "content": parts}])
-
-
-def encode_fields(values: Mapping[str, tuple[Any, str]]) -> bytes | None:
-    """A row's own body fields -> the JSON that its request holds, or None if all are null.
-
-    Each value comes with words for its place, for messages. Numbers without a fraction are written
-    as integers: JSON knows one kind of number, and a pandas column with gaps is of floats. Raises
-    RowError for what JSON cannot hold.
-    """
-    try:
-        fields = {
-            name: _whole(json_value(_without_nulls(value), place))
-            for name, (value, place) in values.items()
-            if value is not None
-        }
-    except ParameterError as error:
-        raise RowError(f"{error} Nothing was sent. Null leaves the field out.") from None
-    return msgspec.json.encode(fields) if fields else None
-
-
-def _whole(value: Any) -> Any:
-    match value:
-        case float() if value.is_integer() and abs(value) < 2**53:
-            return int(value)
-        case dict():
-            return {name: _whole(item) for name, item in value.items()}
-        case list():
-            return [_whole(item) for item in value]
-        case _:
-            return value
-
-
-def _without_nulls(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # NumPy's arrays, which pandas reads out of parquet
-        value = value.tolist()
-    match value:
-        case Mapping():
-            return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-        case list() | tuple():
-            return [_without_nulls(item) for item in value]
-        case _:
-            return value
 
 
 def row_keys(rows: Rows, spec: Spec, dialect: Dialect = OPENAI) -> RowKeys:

@@ -1,11 +1,11 @@
-"""Values -> words for people: texts that are safe to show, times that are easy to take in.
+"""Values -> words for people: texts that are safe to show, times and amounts in few digits.
 
 What a provider or a user wrote is untrusted: nothing of it may act on a terminal or a page.
 """
 
 import math
 
-__all__ = ["duration", "printable"]
+__all__ = ["dollars", "duration", "printable"]
 
 
 def printable(text: str, limit: int | None = None) -> str:
@@ -19,6 +19,13 @@ def printable(text: str, limit: int | None = None) -> str:
     if limit is None or len(words) <= limit:
         return words
     return words[: limit - 1].rstrip() + "\u2026"
+
+
+def dollars(amount: float) -> str:
+    """An amount in print: two digits that count, and cents where it is more."""
+    if amount == 0 or amount >= 1:
+        return f"${amount:,.2f}"
+    return f"${amount:.{1 - math.floor(math.log10(amount))}f}"
 
 
 def duration(seconds: float) -> str:

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.core.batches import Usage as Tokens
-from batchframe.core.prices import OPENAI_LIST, Prices, kinds_usd, standard_usd
+from batchframe.core.prices import kinds_usd, standard_usd
+from batchframe.core.rates import OPENAI_LIST, Prices
 
 __all__ = [
     "CATEGORIES",

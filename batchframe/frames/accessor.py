@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
-    from batchframe.core.prices import Prices
+    from batchframe.core.rates import Prices
     from batchframe.core.shards import Limits
     from batchframe.frames.runs import Run
     from batchframe.frames.usage import Usage

@@ -18,14 +18,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, cast
 from batchframe.errors import ParameterError
 from batchframe.parameters import (
     Column,
-    body_params,
     check_client,
     check_values,
     checkpoint_path,
-    extra_fields,
     own_fields,
-    response_format,
-    sent_structure,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +32,7 @@ if TYPE_CHECKING:
     from batchframe.core.columns import Form
     from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
-    from batchframe.core.prices import Prices
+    from batchframe.core.rates import Prices
     from batchframe.core.requests import Rows
     from batchframe.core.shards import Limits
     from batchframe.core.spec import Spec
@@ -159,6 +155,9 @@ def completion(
     keywords: Keywords,
 ) -> Call:
     """A call of an endpoint that answers prompts with text."""
+    from batchframe.bodies import body_params, extra_fields
+    from batchframe.formats import response_format
+
     check_values(template=template, system=system, endpoint=endpoint)
     fields_of_format, structure = response_format(format_, endpoint)
     body = body_params(params, endpoint, function=keywords.function, keywords=keywords.names)
@@ -198,6 +197,8 @@ def embedding(
     keywords: Keywords,
 ) -> Call:
     """A call that makes vectors of texts; `dimensions` is among the parameters."""
+    from batchframe.bodies import body_params, extra_fields
+
     check_values(dimensions=params.get("dimensions"))
     given = {name: value for name, value in params.items() if value is not None}
     body = body_params(given, EMBEDDINGS, function=keywords.function, keywords=keywords.names)
@@ -216,6 +217,8 @@ def moderation(
     keywords: Keywords,
 ) -> Call:
     """A call that has texts judged."""
+    from batchframe.bodies import body_params, extra_fields
+
     body = body_params(params, MODERATIONS, function=keywords.function, keywords=keywords.names)
     body |= extra_fields(extra_body, MODERATIONS)
     return _of_texts(text_col, MODERATIONS, model, params, body)
@@ -247,6 +250,8 @@ def attached(
     keywords: Keywords,
 ) -> Call:
     """The call that the checkpoint's rows were sent by, for another frame."""
+    from batchframe.bodies import body_params
+
     check_values(template=template)
     spec = there.spec
     own = own_fields(params, model)
@@ -468,7 +473,7 @@ def estimated(
     dialect: "str | Dialect | None",
 ) -> "Estimate":
     """What the call would send and cost; nothing is sent and nothing is written."""
-    from batchframe.client import account_of
+    from batchframe.accounts import account_of
     from batchframe.clock import SystemClock
     from batchframe.core.dialects import hours_of
     from batchframe.core.shards import fitting
@@ -649,7 +654,8 @@ def usage_in_frame(
     import pyarrow.compute as pc
 
     from batchframe.clock import SystemClock
-    from batchframe.core.prices import OPENAI_LIST, cost_usd, usage_table
+    from batchframe.core.prices import cost_usd, usage_table
+    from batchframe.core.rates import OPENAI_LIST
     from batchframe.core.usage import ROUNDING, added_up, used
     from batchframe.frames import inputs
     from batchframe.frames.usage import Usage
@@ -715,6 +721,8 @@ def _form_of(endpoint: str, body: Mapping[str, Any]) -> "Form | None":
 
         reader = functools.partial(read_texts, structure=VERDICT)
         return Form(read=reader, with_text=False, flat=True)
+    from batchframe.formats import sent_structure
+
     structure = sent_structure(body)
     return (
         None if structure is None else Form(read=functools.partial(read_texts, structure=structure))

@@ -18,7 +18,7 @@ from uuid import UUID
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.requests import encode_fields, encode_messages, encode_parts
+from batchframe.core.pieces import encode_fields, encode_messages, encode_parts
 from batchframe.errors import ColumnError, ParameterError, RowError
 from batchframe.frames.images import image_url
 from batchframe.parameters import closest

@@ -19,8 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from batchframe.accounts import account_of
 from batchframe.checkpoint import Checkpoint
-from batchframe.client import Provider, Unavailable, account_of
+from batchframe.client import Provider, Unavailable
 from batchframe.clock import SystemClock
 from batchframe.collecting import damaged, repair
 from batchframe.core.batches import Collected, Dropped, Live
@@ -40,7 +41,7 @@ from batchframe.frames.calls import (
 )
 from batchframe.frames.usage import Usage
 from batchframe.layout import LOG, SPEC
-from batchframe.overview import RunStatus, Sums, batches_of, overview_of, status_of
+from batchframe.overview import batches_of, overview_of
 from batchframe.pages import card
 from batchframe.pages import report as report_page
 from batchframe.parameters import HOME, check_values
@@ -54,7 +55,9 @@ from batchframe.rounds import (
     rounds_of_rows,
     warn_of_unknown_prices,
 )
+from batchframe.run_status import RunStatus, status_of
 from batchframe.storage import Storage
+from batchframe.sums import Sums
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -63,7 +66,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchframe.core.dialects import Dialect
-    from batchframe.core.prices import Prices
+    from batchframe.core.rates import Prices
     from batchframe.core.shards import Limits
 
 __all__ = ["Run", "begun", "open_run", "runs"]

@@ -12,7 +12,8 @@ import httpx2
 import openai
 import pytest
 
-from batchframe.client import PARAMETERS, Provider, Unavailable
+from batchframe.bodies import PARAMETERS
+from batchframe.client import Provider, Unavailable
 from batchframe.core.batches import BatchError, BatchSeen, BatchStatus, CreateRefused, Usage
 from batchframe.core.dialects import Dialect
 from batchframe.core.spec import Account

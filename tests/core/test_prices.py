@@ -12,13 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.prices import (
-    PRICE_SOURCE,
-    Rates,
-    cost_usd,
-    standard_usd,
-    unpriced_models,
-)
+from batchframe.core.prices import PRICE_SOURCE, cost_usd, standard_usd, unpriced_models
+from batchframe.core.rates import Rates
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.usage import prompt_and_completion_usd, used
 

@@ -134,8 +134,10 @@ class Nursery:
 #: What a call imports on its way, so that the children find it imported.
 _WARM = (
     "anyio.from_thread",
+    "batchframe.bodies",
     "batchframe.client",
     "batchframe.core.columns",
+    "batchframe.formats",
     "batchframe.frames.inputs",
     "batchframe.frames.pandas",
     "batchframe.rounds",

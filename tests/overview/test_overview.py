@@ -27,14 +27,16 @@ from batchframe.core.batches import (
     UploadStarted,
     Usage,
 )
-from batchframe.core.prices import Rates
+from batchframe.core.rates import Rates
 from batchframe.core.requests import Requests, Rows, render_requests
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Account, Spec
 from batchframe.emulator import Fault, JumpClock
-from batchframe.overview import Sums, overview_of, status_of, time_left
+from batchframe.overview import overview_of
+from batchframe.run_status import status_of, time_left
 from batchframe.storage import Storage
+from batchframe.sums import Sums
 from tests.overview.answers import INPUT_TOKENS, OUTPUT_TOKENS, ROW_USD, answer
 
 #: Longer than the clock jumps before a run is interrupted.

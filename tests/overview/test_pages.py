@@ -11,10 +11,13 @@ import pytest
 
 import batchframe as bf
 from batchframe.clock import SystemClock
+from batchframe.core.histories import ShardHistory
 from batchframe.core.shards import Limits
+from batchframe.core.standing import ROW_WORDS
 from batchframe.emulator import LocalServer
-from batchframe.overview import ROW_WORDS, Overview, RunStatus, ShardHistory, overview_of, status_of
+from batchframe.overview import Overview, overview_of
 from batchframe.pages import _COLOURS, card, report
+from batchframe.run_status import RunStatus, status_of
 from tests.overview.answers import ROW_USD, answer
 
 #: Elements that have no end tag (HTML standard, 2026).
