@@ -69,6 +69,28 @@ def test_an_expired_batch_with_null_counts_keeps_its_paid_answers(run, clock):
         assert set(server.executions().values()) == {1}
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault("output", "drop-line"), id="without a line"),
+        pytest.param(Fault("batches.retrieve", "files-late", times=40), id="without files"),
+    ],
+)
+def test_rows_that_an_expired_batch_did_and_has_no_line_for_are_not_paid_again(run, clock, fault):
+    rows = rows_of(5)
+    with LocalServer(clock=clock) as server:
+        server.inject(Fault("batches.create", "expire:2"))
+        server.inject(fault)
+
+        results = run(server, rows)
+
+        assert {row["status"] for row in results} <= {"ok", "missing"}
+        assert "missing" in {row["status"] for row in results}
+        assert {row["cost_usd"] for row in results if row["status"] == "missing"} == {None}
+        assert set(server.executions().values()) == {1}
+        assert run(server, rows) == results
+
+
 def test_a_batch_of_failed_rows_only_has_no_output_file_and_each_row_its_reason(run, clock):
     refusal = {"error": {"message": "no", "type": "invalid_request_error", "code": "bad_prompt"}}
     with LocalServer(lambda body: (400, refusal), clock=clock) as server:
