@@ -508,6 +508,7 @@ def _batch_seen(batch_id: str, fields: Mapping[str, Any]) -> BatchSeen:
         output_file_id=_file_id(fields.get("output_file_id")),
         error_file_id=_file_id(fields.get("error_file_id")),
         n_done=int(_number(counts.get("completed")) + _number(counts.get("failed"))),
+        n_answered=int(_number(counts.get("completed"))),
         usage=_usage(fields.get("usage")),
         errors=tuple(
             BatchError(

@@ -301,12 +301,13 @@ class NamesFilesLate(Provider):
     """A service that says that a batch has ended a few looks before it names its files."""
 
     looks = 3
+    late = ("output_file_id", "error_file_id")
 
     def retrieve(self, batch_id: str) -> BatchSeen:
         seen = super().retrieve(batch_id)
         if seen.status.is_final and self.looks:
             self.looks -= 1
-            return msgspec.structs.replace(seen, output_file_id=None, error_file_id=None)
+            return msgspec.structs.replace(seen, **dict.fromkeys(self.late))
         return seen
 
 
@@ -316,6 +317,18 @@ def test_a_batch_that_names_its_files_late_loses_nothing_and_pays_nothing_twice(
 ):
     monkeypatch.setattr("tests.engine.conftest.Provider", NamesFilesLate)
     with LocalServer(clock=clock, **how) as server:
+        results = run(server, rows_of(5))
+
+        assert completions(results) == answers_to(rows_of(5))
+        assert set(server.executions().values()) == {1}
+
+
+def test_a_batch_that_names_its_output_file_after_its_error_file_loses_nothing(
+    run, clock, monkeypatch
+):
+    monkeypatch.setattr("tests.engine.conftest.Provider", NamesFilesLate)
+    monkeypatch.setattr(NamesFilesLate, "late", ("output_file_id",))
+    with LocalServer(clock=clock, faults=["expired"]) as server:
         results = run(server, rows_of(5))
 
         assert completions(results) == answers_to(rows_of(5))
