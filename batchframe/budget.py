@@ -7,7 +7,6 @@ again does not spend the same sum again.
 """
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,14 +16,12 @@ import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.clock import Clock
-from batchframe.core.batches import Collected
 from batchframe.core.estimates import Known, price_takes, takes
 from batchframe.core.rates import Prices
 from batchframe.core.requests import RowKeys, Rows
-from batchframe.core.retries import latest
 from batchframe.core.spec import Spec
 from batchframe.core.texts import dollars
-from batchframe.errors import BudgetExceededError, CheckpointCorruptError, ParameterError
+from batchframe.errors import BudgetExceededError, ParameterError
 from batchframe.jobs import Job
 from batchframe.plans import most_usd
 
@@ -89,9 +86,7 @@ class Budget:
         """
         if self.limit is None:
             return
-        results = latest(self.checkpoint.results(("row_key", "cost_usd"), prices=self.prices))
-        ours = results.filter(pc.is_in(results["row_key"], value_set=keys))
-        self._before = pc.sum(ours["cost_usd"]).as_py() or 0.0
+        self._before = self._of_earlier_calls(keys)
         if not len(new):
             return
         taken = takes(new, row_keys.n_tokens.take(positions), self.checkpoint.spec, Known())
@@ -108,8 +103,30 @@ class Budget:
     def resume(self) -> None:
         """Take up what was spent on all rows of the checkpoint."""
         if self.limit is not None:
-            spent = self.checkpoint.results(("cost_usd",), prices=self.prices)
-            self._before = pc.sum(spent["cost_usd"]).as_py() or 0.0
+            self._before = self._of_earlier_calls(None)
+
+    def _of_earlier_calls(self, keys: pa.FixedSizeBinaryArray | None) -> float:
+        """What all tries of the requests with these keys, or of all, have cost."""
+        known = [
+            pa.table({"row_key": pa.array([], pa.binary(16)), "usd": pa.array([], pa.float64())})
+        ]
+        for number in self.checkpoint.collected():
+            columns = ("row_key", "cost_usd")
+            results = self.checkpoint.results(columns, prices=self.prices, numbers=[number])
+            usd = self._bounded(number, results)
+            known.append(pa.table({"row_key": results["row_key"].combine_chunks(), "usd": usd}))
+        table = pa.concat_tables(known)
+        if keys is not None:
+            table = table.filter(pc.is_in(table["row_key"], value_set=keys))
+        return pc.sum(table["usd"]).as_py() or 0.0
+
+    def _bounded(self, number: int, results: pa.Table) -> pa.DoubleArray:
+        """What each result of a shard has cost; the most that it can, where nobody knows."""
+        cost = results["cost_usd"].combine_chunks()
+        if cost.null_count:
+            self._most_of(number)
+            cost = pc.coalesce(cost, self._most[number][0])
+        return cost
 
     def has_room(self, number: int, jobs: Iterable[Job]) -> bool:
         """True if the shard can be sent beside the jobs that were not taken note of yet."""
@@ -121,17 +138,12 @@ class Budget:
     def expect(self, number: int) -> None:
         """Take note of the most that a shard can cost, as long as its requests are there."""
         if self.limit is not None:
-            with suppress(CheckpointCorruptError):  # what is sent already is collected all the same
-                self._most_of(number)
+            self._most_of(number)
 
     def spend(self, number: int, results: pa.Table) -> None:
         """Take note of what a shard has cost."""
         if self.limit is not None:
-            cost = results["cost_usd"].combine_chunks()
-            if cost.null_count:
-                self._most_of(number)
-                cost = pc.coalesce(cost, self._most[number][0])
-            self._spent[number] = pc.sum(cost).as_py() or 0.0
+            self._spent[number] = pc.sum(self._bounded(number, results)).as_py() or 0.0
 
     def exceeded(self, number: int, n_rows: int) -> BudgetExceededError:
         """The error for a shard that has no room, when nothing is live any more."""
@@ -153,19 +165,12 @@ class Budget:
 
     def _most_of(self, number: int) -> float:
         if number not in self._most:
-            try:
-                most = most_usd(
-                    self.checkpoint,
-                    number,
-                    prices=self.prices,
-                    price_list=self.price_list,
-                    now=self.clock.now(),
-                )
-            except CheckpointCorruptError:
-                # Collected in this moment: its input is gone, and what it has cost is known.
-                if not isinstance(self.checkpoint.shards[number].state, Collected):
-                    raise
-                most = self.checkpoint.results_of(number, ("cost_usd",))["cost_usd"]
-                most = most.combine_chunks()
+            most = most_usd(
+                self.checkpoint,
+                number,
+                prices=self.prices,
+                price_list=self.price_list,
+                now=self.clock.now(),
+            )
             self._most[number] = most, pc.sum(most).as_py() or 0.0
         return self._most[number][1]

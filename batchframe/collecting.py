@@ -16,10 +16,18 @@ import pyarrow.compute as pc
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Unavailable, delete_quietly
 from batchframe.clock import Clock
-from batchframe.core.batches import BatchSeen, Collected, ResultsCommitted, ResultsLost, Usage
+from batchframe.core.batches import (
+    BatchSeen,
+    BatchStatus,
+    Collected,
+    ResultsCommitted,
+    ResultsLost,
+    Usage,
+)
 from batchframe.core.prices import priced
 from batchframe.core.rates import Prices
-from batchframe.core.results import collect_results, whole_lines
+from batchframe.core.results import Collected as Results
+from batchframe.core.results import Status, collect_results, whole_lines
 from batchframe.errors import AccountMismatchError, CheckpointCorruptError
 from batchframe.jobs import Job, Submission
 from batchframe.layout import DownloadKind
@@ -27,6 +35,9 @@ from batchframe.layout import DownloadKind
 __all__ = ["collect", "damaged", "repair"]
 
 _log = logging.getLogger(__name__)
+
+#: Ends at which requests without a line did not run, as far as the batch has told of all that did.
+_CUT_SHORT = frozenset({BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 
 
 def collect(
@@ -110,25 +121,10 @@ def _read_downloads(
     prices: Prices | None,
 ) -> tuple[pa.Table, ResultsCommitted]:
     """A shard's downloads, as they are on disk -> one result per request, with its cost."""
-    kinds: tuple[DownloadKind, ...] = ("output", "error")
-    requests = checkpoint.requests(number, ("row_key", "id"))
-    collected = collect_results(
-        requests["row_key"].to_pylist(),
-        requests["id"].combine_chunks(),
-        chain.from_iterable(
-            whole_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
-        ),
-        batch_id=batch.batch_id,
-        ended=batch.status.value,
-        files_gone=any(
-            file_id is not None and kind not in digests
-            for kind, file_id in (
-                ("output", batch.output_file_id),
-                ("error", batch.error_file_id),
-            )
-        ),
-        batch_errors=batch.errors,
-    )
+    collected = _collected(checkpoint, number, batch, digests, ended=batch.status)
+    if batch.status in _CUT_SHORT and _n_told(collected) < batch.n_done:
+        # Rows without a line may be those that it did: not billed is what nobody can say of them.
+        collected = _collected(checkpoint, number, batch, digests, ended=BatchStatus.COMPLETED)
     table = priced(
         collected.table,
         model=checkpoint.model_of(number),
@@ -149,6 +145,43 @@ def _read_downloads(
         n_unreadable=collected.n_unreadable,
     )
     return table, committed
+
+
+def _collected(
+    checkpoint: Checkpoint,
+    number: int,
+    batch: BatchSeen,
+    digests: dict[str, str],
+    *,
+    ended: BatchStatus,
+) -> Results:
+    """The lines of a shard's downloads -> one result per request; `ended` is for those without."""
+    kinds: tuple[DownloadKind, ...] = ("output", "error")
+    requests = checkpoint.requests(number, ("row_key", "id"))
+    return collect_results(
+        requests["row_key"].to_pylist(),
+        requests["id"].combine_chunks(),
+        chain.from_iterable(
+            whole_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
+        ),
+        batch_id=batch.batch_id,
+        ended=ended.value,
+        files_gone=any(
+            file_id is not None and kind not in digests
+            for kind, file_id in (
+                ("output", batch.output_file_id),
+                ("error", batch.error_file_id),
+            )
+        ),
+        batch_errors=batch.errors,
+    )
+
+
+def _n_told(collected: Results) -> int:
+    """How many requests ran, by the lines."""
+    not_run = pa.array([Status.EXPIRED, Status.CANCELLED], pa.string())
+    ran = pc.invert(pc.is_in(collected.table["status"], value_set=not_run))
+    return pc.sum(ran).as_py() or 0
 
 
 def damaged(checkpoint: Checkpoint) -> dict[int, Collected]:

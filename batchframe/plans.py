@@ -27,13 +27,20 @@ from batchframe.core.estimates import (
 from batchframe.core.prices import cost_usd, repriced, usage_table
 from batchframe.core.prompt_tokens import FEWEST_BYTES
 from batchframe.core.rates import Prices
-from batchframe.core.requests import RowKeys, Rows, render_requests, row_keys, shared_keys
+from batchframe.core.requests import (
+    BYTES_PER_TOKEN,
+    RowKeys,
+    Rows,
+    render_requests,
+    row_keys,
+    shared_keys,
+)
 from batchframe.core.results import COUNTS
 from batchframe.core.retries import latest, unfinished
 from batchframe.core.shards import Limits, cut_shards, within_queue
 from batchframe.core.spec import Spec
 from batchframe.core.usage import Difference, added_up, used
-from batchframe.errors import RowError
+from batchframe.errors import CheckpointCorruptError, RowError
 
 __all__ = [
     "FOR_PLANS",
@@ -170,20 +177,28 @@ def most_usd(
 ) -> pa.DoubleArray:
     """The most that each request of a shard can cost, in US dollars; infinity where nobody knows.
 
-    Tokens of prompts are bounded by their bytes, those of answers by the limit of each request.
+    Tokens of prompts are bounded by their bytes, those of answers by the limit of each request. Of
+    a shard whose lines are gone, as it was sent, those that all rows share are known.
     """
-    inputs, outputs, models = [], [], []
-    with checkpoint.input_file(number) as file:
-        for line in file:
-            body = _LINE.decode(line).body
-            fields = msgspec.structs.asdict(body)
-            limit = answer_limit(fields, checkpoint.spec.endpoint)
-            inputs.append(None if limit is None else math.ceil(len(line) / FEWEST_BYTES))
-            outputs.append(limit)
-            models.append(body.model)
-    table = usage_table(inputs, outputs, models)
+    endpoint, model = checkpoint.spec.endpoint, checkpoint.model_of(number)
+    try:
+        with checkpoint.input_file(number) as file:
+            bodies = [(len(line), _LINE.decode(line).body) for line in file]
+    except CheckpointCorruptError:
+        guessed = checkpoint.requests(number, ("n_tokens",))["n_tokens"].to_pylist()
+        limit = answer_limit(checkpoint.spec.params, endpoint)
+        sizes = [n_tokens * BYTES_PER_TOKEN for n_tokens in guessed]
+        limits, models = [limit] * len(sizes), [model] * len(sizes)
+    else:
+        sizes = [size for size, _ in bodies]
+        limits = [answer_limit(msgspec.structs.asdict(body), endpoint) for _, body in bodies]
+        models = [body.model for _, body in bodies]
+    inputs = [
+        None if limit is None else math.ceil(size / FEWEST_BYTES)
+        for size, limit in zip(sizes, limits, strict=True)
+    ]
+    table = usage_table(inputs, limits, models)
     at = datetime.fromtimestamp(now, UTC)
-    model = checkpoint.model_of(number)
     cost = cost_usd(table, model=model, at=at, prices=prices, price_list=price_list)
     return pc.fill_null(cost, math.inf)
 

@@ -796,9 +796,9 @@ class Rounds:
             if isinstance(job.state, Live) and job.state.batch.batch_id not in self._cancelled:
                 try:
                     self.submission.provider.cancel(job.state.batch.batch_id)
-                except Unavailable:
+                except Unavailable:  # asked again; it keeps none of the others running
                     self._next_cancel = now + _CANCEL_SECONDS
-                    return
+                    continue
                 except ProviderError as reason:  # it goes on, and is collected when it has ended
                     _log.warning("%s", reason)
                 self._cancelled.add(job.state.batch.batch_id)

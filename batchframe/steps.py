@@ -366,10 +366,12 @@ def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> Next
 def _check_named(job: Job, submission: Submission, seen: BatchSeen, clock: Clock) -> None:
     """Raise Unavailable for a batch that has done rows, has ended, and names no file of theirs yet.
 
-    To believe it would take what is paid for as missing, or send it again as expired.
+    To believe it would take what is paid for as missing. Answers are in the output file alone; what
+    failed may be in either.
     """
-    has_files = seen.output_file_id is not None or seen.error_file_id is not None
-    if has_files or not seen.n_done or seen.status not in _WITH_FILES:
+    has_failures_only = seen.error_file_id is not None and not seen.n_answered
+    is_named = seen.output_file_id is not None or has_failures_only
+    if is_named or not seen.n_done or seen.status not in _WITH_FILES:
         return
     now = clock.monotonic()
     if job.nameless_since is None:

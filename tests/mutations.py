@@ -77,6 +77,22 @@ MUTATIONS = (
         "reply_was_lost",
     ),
     Mutation(
+        "rows that an expired batch did, and lost, are not free",
+        "collecting.py",
+        "if batch.status in _CUT_SHORT and _n_told(collected) < batch.n_done:",
+        "if False:",
+        "engine/test_endings.py",
+        "has_no_line_for",
+    ),
+    Mutation(
+        "answers are in an output file that has a name",
+        "steps.py",
+        "seen.error_file_id is not None and not seen.n_answered",
+        "seen.error_file_id is not None",
+        "engine/test_endings.py",
+        "after_its_error_file",
+    ),
+    Mutation(
         "no retries of the SDK",
         "accounts.py",
         "client.with_options(max_retries=0)",

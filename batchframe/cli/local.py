@@ -236,7 +236,7 @@ def serve(
             faults=_faults(fault or ()),
             dialect=dialect,
         )
-    except ValueError as error:  # no address, or a token or a secret that cannot be one
+    except ValueError as error:  # no address or dialect, or a token or a secret that cannot be one
         raise typer.BadParameter(str(error)) from error
     # Also where a shell started this in the background, and so made it deaf to SIGINT.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -250,8 +250,6 @@ def serve(
                 say(f"{wrong} Batches are taken all the same, and their rows wait.")
             while True:
                 time.sleep(3600)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--dialect") from None
     except OSError as error:
         raise BatchframeError(_why_not_served(error, port)) from error
     typer.echo("Stopped.")

@@ -10,8 +10,16 @@ _OWN = frozenset({"localhost", "local", "internal"})
 
 
 def is_private(address: str) -> bool:
-    """Whether nobody can listen on the way: https, or plain http to this machine."""
-    parts = urlsplit(address)
+    """Whether nobody can listen on the way: https, or plain http to this machine.
+
+    Nobody can be asked at what is no address.
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    if not address.isprintable():
+        return False
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
 
 

@@ -177,6 +177,8 @@ class BatchSeen(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     error_file_id: str | None = None
     #: Requests that ended so far, with an answer or an error; a hint, never proof.
     n_done: int = 0
+    #: Those of `n_done` that have an answer; likewise.
+    n_answered: int = 0
     usage: Usage | None = None
     errors: tuple[BatchError, ...] = ()
     #: The batch's metadata, as far as it survived the way.

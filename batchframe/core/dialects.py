@@ -10,10 +10,12 @@ but on the local server, which speaks each dialect (`emulator/dialects.py`).
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
+
+import msgspec
 
 from batchframe.core.addresses import is_loopback
 from batchframe.core.spec import CHAT_COMPLETIONS, COMPLETIONS, EMBEDDINGS
@@ -81,6 +83,12 @@ class Dialect:
     verified: str = ""
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            try:  # a text, say, is no tuple of texts: what is no price list is seen when it is paid
+                msgspec.convert(value, one.type)
+            except msgspec.ValidationError as error:
+                raise ParameterError(f"Dialect({one.name}={value!r:.60}): {error}.") from None
         for name in ("max_requests", "max_inputs", "max_bytes"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:

@@ -36,6 +36,7 @@ def batch_seen(batch_id: str, fields: Mapping[str, Any]) -> BatchSeen:
         output_file_id=_result_file("output", batch_id, fields),
         error_file_id=_result_file("error", batch_id, fields),
         n_done=int(_number(counts.get("completed")) + _number(counts.get("failed"))),
+        n_answered=int(_number(counts.get("completed"))),
         usage=_usage(fields.get("usage")),
         errors=tuple(
             BatchError(

@@ -30,6 +30,7 @@ from batchframe.core.spec import (
 )
 
 __all__ = [
+    "BYTES_PER_TOKEN",
     "Request",
     "Requests",
     "RowKeys",
@@ -50,7 +51,7 @@ _CHUNK_ROWS = 1_024
 _DIGEST_BYTES = 16
 #: Bytes per token assumed before real usage is known: cautious for English, near for most scripts
 #: (measured over prose in seven languages, 2026-11).
-_BYTES_PER_TOKEN = 3
+BYTES_PER_TOKEN = 3
 #: Tokens of a request beside its texts: 3 for each message, 1 for its role and 3 for the answer's
 #: beginning (OpenAI cookbook, "How to count tokens with tiktoken", 2026-08), rounded up.
 _TOKENS_AROUND = 8
@@ -383,8 +384,8 @@ class _Chunk:
         """Tokens that a request with each body probably has."""
         # At least 1: the shortest list of messages, [{"role":1}], and the shortest model's name are
         # together 19 bytes shorter than what is taken away here.
-        more = _TOKENS_AROUND * _BYTES_PER_TOKEN - self.bare_bytes
-        return [(size + more) // _BYTES_PER_TOKEN for size in map(len, bodies)]
+        more = _TOKENS_AROUND * BYTES_PER_TOKEN - self.bare_bytes
+        return [(size + more) // BYTES_PER_TOKEN for size in map(len, bodies)]
 
 
 def _chunks(rows: Rows, spec: Spec, dialect: Dialect) -> Iterator[_Chunk]:

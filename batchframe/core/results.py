@@ -59,7 +59,7 @@ class Status(StrEnum):
     EXPIRED = "expired"
     #: The batch was cancelled before the request ran; not billed.
     CANCELLED = "cancelled"
-    #: The batch completed and no line speaks of the request: nobody knows whether it was billed.
+    #: The batch ended and no line speaks of the request: nobody knows whether it was billed.
     MISSING = "missing"
     #: The row's prompt was null, so no request was made. Given where rows are planned, not here.
     SKIPPED = "skipped"
@@ -683,7 +683,7 @@ def _without_line(ended: str, batch_errors: Sequence[BatchError]) -> Callable[[i
                 Status.MISSING,
                 error_code="missing",
                 error_message=(
-                    "The batch completed, but neither of its files has a line for this request. "
+                    "The batch ended, and neither of its files has a line for this request. "
                     "Whether it was billed is unknown."
                 ),
             )

@@ -142,7 +142,9 @@ def _status_zero(lines: list[bytes]) -> list[bytes]:
 def _error_in_200(lines: list[bytes]) -> list[bytes]:
     line = msgspec.json.decode(lines[0])
     error = {"message": "The server had an error (scripted).", "type": "server_error", "code": None}
-    line["response"]["body"] = {"error": error | {"param": None}}
+    # In the error file a row may have failed otherwise, or have no answer at all.
+    answer = {"request_id": None, **(line["response"] or {}), "status_code": 200}
+    line |= {"response": answer | {"body": {"error": error | {"param": None}}}, "error": None}
     return [msgspec.json.encode(line) + b"\n", *lines[1:]]
 
 

@@ -1020,6 +1020,8 @@ def test_results_at_an_address_are_asked_for_without_the_key(raw, linking):
         "http://example.com/results",
         "file:///etc/passwd",
         "ftp://127.0.0.1/results",
+        "https://[bad/results",
+        "https://example.com/\0",
         "results",
         "",
         None,

@@ -283,7 +283,21 @@ def test_an_id_without_a_prefix_is_one_only_where_the_service_makes_such():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"max_requests": 0}, {"max_bytes": 1.5}, {"max_inputs": True}, {"name": ""}, {"ids": "("}],
+    [
+        {"max_requests": 0},
+        {"max_bytes": 1.5},
+        {"max_inputs": True},
+        {"name": ""},
+        {"ids": "("},
+        {"hosts": "api.example.com"},
+        {"endpoints": "/v1/chat/completions"},
+        {"windows": "24h"},
+        {"hours": (24,)},
+        {"hours": "24"},
+        {"urls": ["/v1/chat/completions"]},
+        {"price_list": 3},
+        {"links_results": "no"},
+    ],
     ids=str,
 )
 def test_a_record_that_no_service_can_have_is_refused(fields):

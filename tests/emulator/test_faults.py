@@ -356,6 +356,15 @@ def test_an_output_file_can_have_an_error_in_an_answer_of_200(serve):
     assert sorted("error" in row["response"]["body"] for row in rows) == [False] * 4 + [True]
 
 
+def test_an_error_file_can_have_an_error_in_an_answer_of_200_where_no_row_was_answered(serve):
+    bench = serve(faults=["expired", Fault("error", "error-in-200", times=None)])
+    done = bench.after(bench.submit(bench.lines(3)), HOUR)
+
+    rows = bench.rows(done.error_file_id)
+    assert [row["response"] and row["response"]["status_code"] for row in rows] == [200, None]
+    assert [row["error"] and row["error"]["code"] for row in rows] == [None, "batch_expired"]
+
+
 def test_an_error_file_takes_shapes_too(serve):
     bench = serve(_broken, faults=[Fault("error", "drop-line")])
     done = bench.after(bench.submit(bench.lines(5)), HOUR)

@@ -69,6 +69,28 @@ def test_an_expired_batch_with_null_counts_keeps_its_paid_answers(run, clock):
         assert set(server.executions().values()) == {1}
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Fault("output", "drop-line"), id="without a line"),
+        pytest.param(Fault("batches.retrieve", "files-late", times=40), id="without files"),
+    ],
+)
+def test_rows_that_an_expired_batch_did_and_has_no_line_for_are_not_paid_again(run, clock, fault):
+    rows = rows_of(5)
+    with LocalServer(clock=clock) as server:
+        server.inject(Fault("batches.create", "expire:2"))
+        server.inject(fault)
+
+        results = run(server, rows)
+
+        assert {row["status"] for row in results} <= {"ok", "missing"}
+        assert "missing" in {row["status"] for row in results}
+        assert {row["cost_usd"] for row in results if row["status"] == "missing"} == {None}
+        assert set(server.executions().values()) == {1}
+        assert run(server, rows) == results
+
+
 def test_a_batch_of_failed_rows_only_has_no_output_file_and_each_row_its_reason(run, clock):
     refusal = {"error": {"message": "no", "type": "invalid_request_error", "code": "bad_prompt"}}
     with LocalServer(lambda body: (400, refusal), clock=clock) as server:
@@ -279,12 +301,13 @@ class NamesFilesLate(Provider):
     """A service that says that a batch has ended a few looks before it names its files."""
 
     looks = 3
+    late = ("output_file_id", "error_file_id")
 
     def retrieve(self, batch_id: str) -> BatchSeen:
         seen = super().retrieve(batch_id)
         if seen.status.is_final and self.looks:
             self.looks -= 1
-            return msgspec.structs.replace(seen, output_file_id=None, error_file_id=None)
+            return msgspec.structs.replace(seen, **dict.fromkeys(self.late))
         return seen
 
 
@@ -294,6 +317,18 @@ def test_a_batch_that_names_its_files_late_loses_nothing_and_pays_nothing_twice(
 ):
     monkeypatch.setattr("tests.engine.conftest.Provider", NamesFilesLate)
     with LocalServer(clock=clock, **how) as server:
+        results = run(server, rows_of(5))
+
+        assert completions(results) == answers_to(rows_of(5))
+        assert set(server.executions().values()) == {1}
+
+
+def test_a_batch_that_names_its_output_file_after_its_error_file_loses_nothing(
+    run, clock, monkeypatch
+):
+    monkeypatch.setattr("tests.engine.conftest.Provider", NamesFilesLate)
+    monkeypatch.setattr(NamesFilesLate, "late", ("output_file_id",))
+    with LocalServer(clock=clock, faults=["expired"]) as server:
         results = run(server, rows_of(5))
 
         assert completions(results) == answers_to(rows_of(5))

@@ -277,6 +277,40 @@ def test_answers_whose_cost_nobody_knows_count_at_the_most_that_they_can_cost(co
         assert server.billed().requests == 4
 
 
+def test_what_is_not_known_of_earlier_calls_counts_at_the_most_as_well(complete, checkpoint):
+    frame = pl.DataFrame({"id": range(10), "prompt": [f"row {row}" for row in range(10)]})
+    with LocalServer(answering(10, 1000), stage_seconds=0) as server:
+        server.inject(Fault("output", "drop-line", times=None))
+        limits = bf.Limits(max_requests=1, reconcile_seconds=0)
+        call = {
+            "client": server.client(),
+            "max_cost_usd": 0.00125,
+            "max_completion_tokens": 1000,
+            "limits": limits,
+        }
+        with pytest.raises(bf.BudgetExceededError, match="6 rows were not sent"):
+            complete(frame, **call)
+        with pytest.raises(bf.BudgetExceededError, match="6 rows were not sent"):
+            complete(frame, **call)
+        run = bf.open_run(checkpoint, client=server.client(), limits=limits, progress=False)
+        with pytest.raises(bf.BudgetExceededError, match=r"rows? w\w+ not sent"):
+            run.wait()
+        assert server.billed().requests == 4
+
+
+def test_damaged_results_that_are_fetched_again_stop_no_call_with_a_limit(complete, checkpoint):
+    first = pl.DataFrame({"id": [1], "prompt": ["one"]})
+    second = pl.DataFrame({"id": [1, 2], "prompt": ["one", "two"]})
+    call = {"max_cost_usd": 1.0, "max_completion_tokens": 1000}
+    complete(first, **call)
+    for kind in ("results", "raw"):
+        for path in (checkpoint / kind).iterdir():
+            path.write_bytes(b"damaged")
+
+    out = complete(second, **call)
+    assert out["completion"].to_list() == ["echo: one", "echo: two"]
+
+
 def test_what_costs_less_than_it_could_leaves_room_for_more(complete):
     frame = pl.DataFrame({"id": range(10), "prompt": [f"row {row}" for row in range(10)]})
     with LocalServer(answering(10, 1), stage_seconds=0) as server:

@@ -267,6 +267,21 @@ def test_a_batch_that_cannot_be_cancelled_keeps_no_other_running(keywords, still
     assert set(out["status"].to_pylist()) <= {"ok", "cancelled"}
 
 
+def test_nor_does_one_whose_cancel_gets_no_answer(keywords, still, moving, opened):
+    run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+    assert run.detach() is False
+
+    # Of the handle's two calls, and of the first of who waits.
+    still.inject(Fault("batches.cancel", "error-before:503", times=3))
+    with pytest.raises(bf.ProviderError, match="could not be cancelled now"):
+        opened().cancel()
+    with moving:
+        opened().wait()
+
+    asked = [call.path for call in still.log() if call.path.endswith("/cancel")]
+    assert len(set(asked[2:4])) == 2
+
+
 def test_another_account_is_asked_to_cancel_nothing(keywords, still, checkpoint):
     run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
     assert run.detach() is False
