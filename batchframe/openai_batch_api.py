@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pyarrow as pa
 
+from batchframe.answers import Answers, warn_of_unknown_prices
 from batchframe.client import Provider, open_client
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
@@ -57,7 +58,7 @@ from batchframe.parameters import (
     check_values,
     checkpoint_path,
 )
-from batchframe.rounds import Answers, Options, run_rows, warn_of_unknown_prices
+from batchframe.rounds import Options, run_rows
 
 if TYPE_CHECKING:
     import openai

@@ -12,19 +12,17 @@ So a checkpoint can be worked to its end without its frame, in another process.
 
 import functools
 import logging
-import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchframe.answers import Answers, find_keys
 from batchframe.budget import Budget, check_bounded
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Unavailable, delete_quietly
@@ -43,7 +41,6 @@ from batchframe.core.batches import (
 )
 from batchframe.core.dialects import Dialect
 from batchframe.core.estimates import counted_ratio
-from batchframe.core.prices import Prices
 from batchframe.core.requests import (
     Requests,
     RowKeys,
@@ -79,18 +76,13 @@ from batchframe.storage import Storage
 from batchframe.tolerance import Tolerance
 
 __all__ = [
-    "Answers",
     "Left",
     "Options",
     "Rounds",
-    "find_keys",
-    "find_rows",
-    "find_windows",
     "rounds_of_checkpoint",
     "rounds_of_rows",
     "run_rows",
     "run_windows",
-    "warn_of_unknown_prices",
 ]
 
 _log = logging.getLogger(__name__)
@@ -101,20 +93,6 @@ _FOR_LOOKS = ("row_key", "status", "error_code", "error_message", "http_status",
 _CANCEL_SECONDS = 5.0
 #: So many days before the provider deletes results, a run that finds such a batch says so.
 _WARN_DAYS = 5
-
-
-class Answers(NamedTuple):
-    """What the checkpoint holds for a call's rows."""
-
-    #: One row of RESULT_SCHEMA for each of the keys that has a result.
-    results: pa.Table
-    #: int64, one per input row, in the frame's order: its row of `results`, or null.
-    positions: pa.Int64Array
-    #: binary(16), one per input row: the key of the request that answers it, or null where nothing
-    #: was sent.
-    keys: pa.FixedSizeBinaryArray
-    #: Where all of it is kept; closed, so only to be read.
-    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,48 +250,6 @@ def run_windows(
     rounds.tolerance.n_rows = n_rows
     rounds.work()
     return rounds.keys_of_windows
-
-
-def find_rows(
-    rows: Rows, checkpoint: Checkpoint, *, dedupe: bool = False, prices: Prices | None = None
-) -> Answers:
-    """What a checkpoint holds for rows, wherever they were sent from; nothing is sent.
-
-    Args:
-        rows: What each row asks, as for `run_rows`.
-        checkpoint: Opened by `Checkpoint.read`.
-        dedupe: Rows whose own request is not there take an equal one's answer.
-        prices: Rates that hold instead of those of the checkpoint.
-    """
-    own = row_keys(rows, checkpoint.spec)
-    if not dedupe:
-        return find_keys(own.keys, checkpoint, prices)
-    settled = settled_keys(latest(checkpoint.results(FOR_PLANS)), retry_failed=False)
-    return find_keys(equal_keys(own, checkpoint, settled), checkpoint, prices)
-
-
-def find_keys(
-    keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint, prices: Prices | None
-) -> Answers:
-    """What a checkpoint holds for rows whose requests have these keys; arguments as above."""
-    return next(find_windows([keys], checkpoint, prices))
-
-
-def find_windows(
-    windows: Sequence[pa.FixedSizeBinaryArray], checkpoint: Checkpoint, prices: Prices | None
-) -> Iterator[Answers]:
-    """What a checkpoint holds for windows of rows whose requests have these keys, one by one.
-
-    No key is in two windows; arguments as above.
-    """
-
-    def answers(keys: pa.FixedSizeBinaryArray, results: pa.Table) -> Answers:
-        positions = pc.index_in(keys, value_set=keys_of(results), skip_nulls=True)
-        return Answers(results, positions.cast(pa.int64()), keys, checkpoint)
-
-    # By no loop, whose variables would hold one window's results while the next are read.
-    found = checkpoint.results_of_windows(windows, prices=prices)
-    return map(answers, windows, map(latest, found))
 
 
 _NO_ROWS = Rows(ids=pa.array([], pa.int64()), prompts=pa.array([], pa.string()))
@@ -1059,27 +995,3 @@ def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
             f"with {keys.line_bytes[first].as_py():,} bytes. Nothing was sent. Shorten the prompt, "
             "or raise Limits(max_bytes=...)."
         )
-
-
-def warn_of_unknown_prices(models: Sequence[str], way_out: str = "") -> None:
-    """Warn the caller of this package of models that answered and whose price is not known.
-
-    Args:
-        models: Their names; none is no reason to warn.
-        way_out: What to do about it, with {} for the first of them.
-    """
-    if models:
-        warnings.warn(
-            f"No price is known for {', '.join(models)}: their cost is null, not zero."
-            f"{way_out.format(models[0])}",
-            stacklevel=_stacklevel(),
-        )
-
-
-def _stacklevel() -> int:
-    """How far up the caller of this package stands, seen from the function that calls this."""
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the way of the standard library's own
-    package = __name__.partition(".")[0] + "."
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith(package):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from batchframe.answers import find_keys, warn_of_unknown_prices
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider, Unavailable, account_of
 from batchframe.clock import SystemClock
@@ -49,10 +50,8 @@ from batchframe.progress import Progress, Silence, progress_for
 from batchframe.rounds import (
     Left,
     Rounds,
-    find_keys,
     rounds_of_checkpoint,
     rounds_of_rows,
-    warn_of_unknown_prices,
 )
 from batchframe.storage import Storage
 
