@@ -35,9 +35,10 @@ from batchframe.core.batches import (
     Ended,
     Live,
     Planned,
+    Sent,
     State,
+    Unsent,
     Uploaded,
-    Uploading,
 )
 from batchframe.core.dialects import Dialect
 from batchframe.core.estimates import counted_ratio
@@ -395,7 +396,7 @@ class Rounds:
                 if isinstance(state, Collected) and not self._is_proven:
                     status = checkpoint.results_of(number, ("status",))["status"]
                     self._is_proven = pc.any(pc.equal(status, Status.OK)).as_py() or False
-                if isinstance(state, Planned | Uploading | Uploaded):
+                if isinstance(state, Unsent):
                     self._held.append(number)
                 elif not isinstance(state, Collected | Dropped):
                     self._watch(number)
@@ -526,10 +527,7 @@ class Rounds:
                 number
                 for number, shard in list(checkpoint.shards.items())
                 if number not in self._read
-                and (
-                    self.engine.is_watched(checkpoint, number)
-                    or isinstance(shard.state, Creating | Live | Ended | Collected)
-                )
+                and (self.engine.is_watched(checkpoint, number) or isinstance(shard.state, Sent))
             ]
             self.keys = equal_keys(self.row_keys, checkpoint, settled, under_way)
         is_settled = pc.is_in(self.keys, value_set=settled)
@@ -568,7 +566,7 @@ class Rounds:
             if not n_wanted or not self._is_worth_it(number, n_wanted):
                 continue
             wanted = pc.and_not(wanted, ours)
-            if not isinstance(shard.state, Planned | Uploading | Uploaded):
+            if not isinstance(shard.state, Unsent):
                 unsent = pc.and_not(unsent, ours)
                 self._watch(number)
             elif number not in self._held and all(job.number != number for job in self.jobs):
@@ -656,7 +654,7 @@ class Rounds:
             round_ += isinstance(self.checkpoint.shards[number].state, Collected)
             for there in newer.unique().drop_null().to_pylist():
                 self._rounds.setdefault(there, round_)
-                if not _is_unsent(self.checkpoint.shards[there].state):
+                if not isinstance(self.checkpoint.shards[there].state, Unsent):
                     self._watch(there)
                 elif there not in self._held:
                     self._held.append(there)
@@ -718,7 +716,7 @@ class Rounds:
     def _cancel(self) -> None:
         """Send nothing more, and ask for live batches to be cancelled."""
         self._again.clear()
-        unsent = [*self._held, *(job.number for job in self.jobs if _is_unsent(job.state))]
+        unsent = [*self._held, *(job.number for job in self.jobs if isinstance(job.state, Unsent))]
         self._held.clear()
         for number in unsent:
             self.engine.withdraw(self, self.checkpoint, number)
@@ -744,7 +742,7 @@ class Rounds:
         with self.checkpoint.planning:
             for number in sorted(self._withdrawn):
                 state = self.checkpoint.shards[number].state
-                if not _is_unsent(state):  # it was sent in this moment, or given up by another
+                if not isinstance(state, Unsent):  # sent in this moment, or given up by another
                     self._withdrawn.discard(number)
                     if not isinstance(state, Dropped):
                         self._watch(number)
@@ -779,7 +777,7 @@ class Rounds:
         shard = self.checkpoint.shards[number]
         state = shard.state
         if (
-            not isinstance(state, Planned | Uploading | Uploaded)
+            not isinstance(state, Unsent)
             or (n_wanted == shard.frozen.n_requests and self._is_addressed(number))
             or self.engine.is_watched(self.checkpoint, number)
         ):
@@ -811,8 +809,7 @@ class Rounds:
             )
 
     def _watch(self, number: int) -> None:
-        sent = Creating | Live | Ended | Collected
-        if isinstance(self.checkpoint.shards[number].state, sent):
+        if isinstance(self.checkpoint.shards[number].state, Sent):
             self._sent_before.add(number)
         # A shard under way counts on where it was made: a process that begins every ten minutes
         # must come to an end of rows that fail each time.
@@ -922,8 +919,7 @@ class Rounds:
         return sum(self.checkpoint.shards[number].frozen.n_requests for number in list(self._held))
 
     def _n_unsent(self) -> int:
-        known = Creating | Live | Ended | Collected
-        waiting = (job for job in self.jobs if not isinstance(job.state, known))
+        waiting = (job for job in self.jobs if not isinstance(job.state, Sent))
         return self._n_unfrozen + self._n_held() + sum(job.n_requests for job in waiting)
 
     def tally(self) -> Tally:
@@ -961,10 +957,6 @@ def _n_answered(keys: pa.FixedSizeBinaryArray, rows: pa.FixedSizeBinaryArray) ->
     counts = rows.drop_null().value_counts()
     places = pc.index_in(keys, value_set=counts.field("values"))
     return pc.fill_null(counts.field("counts").take(places), 0)
-
-
-def _is_unsent(state: State) -> bool:
-    return isinstance(state, Planned | Uploading | Uploaded)
 
 
 def _n_done(state: State, n_requests: int) -> int:
