@@ -58,7 +58,8 @@ from batchframe.parameters import (
     check_values,
     checkpoint_path,
 )
-from batchframe.rounds import Options, run_rows
+from batchframe.rounds import Options
+from batchframe.running import run_rows
 
 if TYPE_CHECKING:
     import openai

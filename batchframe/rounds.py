@@ -15,15 +15,13 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.answers import Answers, find_keys
-from batchframe.budget import Budget, check_bounded
+from batchframe.budget import Budget
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Unavailable, delete_quietly
 from batchframe.collecting import repair
@@ -47,21 +45,18 @@ from batchframe.core.requests import (
     RowKeys,
     Rows,
     addressed,
-    line_bytes_at_most,
     render_requests,
     row_keys,
 )
 from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
 from batchframe.core.shards import Limits, cut_shards, within_queue
-from batchframe.core.spec import Spec
-from batchframe.engine import Engine, default_engine
+from batchframe.engine import Engine
 from batchframe.errors import (
     BudgetExceededError,
     CheckpointCorruptError,
     ErrorRatioExceededError,
     ProviderError,
-    RowError,
     RunTimeoutError,
 )
 from batchframe.jobs import Job, Submission
@@ -73,17 +68,12 @@ from batchframe.plans import (
     settled_keys,
 )
 from batchframe.progress import Progress, Silence, Tally, progress_for
-from batchframe.storage import Storage
 from batchframe.tolerance import Tolerance
 
 __all__ = [
     "Left",
     "Options",
     "Rounds",
-    "rounds_of_checkpoint",
-    "rounds_of_rows",
-    "run_rows",
-    "run_windows",
 ]
 
 _log = logging.getLogger(__name__)
@@ -116,143 +106,6 @@ class Options:
     max_error_ratio: float | None = None
 
 
-def run_rows(
-    rows: Rows,
-    spec: Spec,
-    submission: Submission,
-    path: Path,
-    *,
-    options: Options,
-    engine: Engine | None = None,
-    storage: Storage | None = None,
-) -> Answers:
-    """Send what the checkpoint lacks, wait for it, and give back what it then holds.
-
-    Args:
-        rows: What each row asks; ids without duplicates.
-        spec: What all requests share.
-        submission: Provider, limits, window, polling.
-        path: The checkpoint's directory.
-        options: Retries, waiting, progress.
-        engine: Another engine than the process's own.
-        storage: Other file operations than the disk's.
-
-    Raises:
-        ParameterError: nothing bounds what a row costs, and the options have a limit of cost.
-        RowError: a row's request alone exceeds the size of a file, or its id had another type
-            when it was sent before.
-        RunTimeoutError: `timeout` passed; the batches go on.
-        CheckpointError: the directory cannot be used, or belongs to other work.
-        ErrorRatioExceededError: too many rows failed, and more were to be sent.
-        ProviderError: the service refused for good.
-    """
-    rounds = rounds_of_rows(
-        rows, spec, submission, path, options=options, engine=engine, storage=storage
-    )
-    rounds.work()
-    return find_keys(rounds.keys, rounds.checkpoint, submission.prices)
-
-
-def rounds_of_rows(
-    rows: Rows,
-    spec: Spec,
-    submission: Submission,
-    path: Path,
-    *,
-    options: Options,
-    engine: Engine | None = None,
-    storage: Storage | None = None,
-) -> "Rounds":
-    """The work that `run_rows` does, to be done: arguments and errors as there."""
-    engine = engine or default_engine()
-    keys = None
-    limit, max_bytes = options.max_cost_usd, submission.limits.max_bytes
-    dialect = submission.provider.dialect
-    if limit is not None or line_bytes_at_most(rows, spec, dialect) > max_bytes:
-        keys = row_keys(rows, spec, dialect)
-        check_bounded(
-            rows,
-            keys,
-            spec,
-            limit,
-            prices=submission.prices,
-            price_list=dialect.price_list,
-            now=engine.clock.now(),
-        )
-        _check_sizes(rows.ids, keys, max_bytes)
-    checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
-    rounds = Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine)
-    rounds.tolerance.n_rows = _n_asked(rows)
-    return rounds
-
-
-def rounds_of_checkpoint(
-    spec: Spec,
-    submission: Submission,
-    path: Path,
-    *,
-    options: Options,
-    engine: Engine | None = None,
-) -> "Rounds":
-    """The work that is left of a checkpoint, without the rows that it was made for.
-
-    Raises what `Checkpoint.open` raises.
-    """
-    engine = engine or default_engine()
-    checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    try:
-        if options.max_cost_usd is None:
-            options = replace(options, max_cost_usd=checkpoint.limit("max_cost_usd"))
-        if options.max_error_ratio is None:
-            options = replace(options, max_error_ratio=checkpoint.limit("max_error_ratio"))
-    except BaseException:
-        checkpoint.close()
-        raise
-    return Rounds(None, None, checkpoint, submission, options, engine)
-
-
-def run_windows(
-    windows: Callable[[], Iterable[Rows]],
-    spec: Spec,
-    submission: Submission,
-    path: Path,
-    *,
-    options: Options,
-    engine: Engine | None = None,
-) -> list[pa.FixedSizeBinaryArray]:
-    """Send what the checkpoint lacks of rows that are too many to be held, and wait for it.
-
-    What they were answered is then in the checkpoint, where `find_windows` finds it.
-
-    Args:
-        windows: Gives all rows, some at a time, as often as it is called: the same, in one order,
-            and no id twice.
-        spec: What all requests share.
-        submission: Provider, limits, window, polling.
-        path: The checkpoint's directory.
-        options: Retries, waiting, progress; without `dedupe` and `max_cost_usd`, which look at all
-            rows together.
-        engine: Another engine than the process's own.
-
-    Returns:
-        For each window the key of each row's request, or null where nothing was sent.
-
-    Raises what `run_rows` raises.
-    """
-    engine = engine or default_engine()
-    dialect = submission.provider.dialect
-    n_rows = 0
-    for rows in windows():
-        n_rows += _n_asked(rows)
-        if line_bytes_at_most(rows, spec, dialect) > submission.limits.max_bytes:
-            _check_sizes(rows.ids, row_keys(rows, spec, dialect), submission.limits.max_bytes)
-    checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    rounds = Rounds(windows, None, checkpoint, submission, options, engine)
-    rounds.tolerance.n_rows = n_rows
-    rounds.work()
-    return rounds.keys_of_windows
-
-
 _NO_ROWS = Rows(ids=pa.array([], pa.int64()), prompts=pa.array([], pa.string()))
 
 
@@ -269,6 +122,8 @@ class Rounds:
     submission: Submission
     options: Options
     engine: Engine
+    #: Rows that have a prompt.
+    n_rows: int = 0
     progress: Progress = field(init=False)
     #: How the service speaks.
     dialect: Dialect = field(init=False)
@@ -335,7 +190,7 @@ class Rounds:
             self.dialect.price_list,
             self.engine.clock,
         )
-        self.tolerance = Tolerance(self.options.max_error_ratio)
+        self.tolerance = Tolerance(self.options.max_error_ratio, self.n_rows)
 
     def work(self) -> None:
         """Work to the end, whichever that is, and close the checkpoint. To be called once."""
@@ -948,10 +803,6 @@ class Left(BaseException):
     """The work was left to others: not an error, and nothing that an `except` may swallow."""
 
 
-def _n_asked(rows: Rows) -> int:
-    return len(rows) - int(rows.prompts.null_count)
-
-
 def _n_answered(keys: pa.FixedSizeBinaryArray, rows: pa.FixedSizeBinaryArray) -> pa.Int64Array:
     """How many rows each of the keys answers, where `rows` has the key of each row's request."""
     counts = rows.drop_null().value_counts()
@@ -975,15 +826,3 @@ def _by_model(rows: Rows, positions: pa.Array) -> pa.Array:
         return positions
     codes = rows.models.take(positions).dictionary_encode().indices
     return positions.take(pc.array_sort_indices(codes))
-
-
-def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
-    over = pc.indices_nonzero(pc.fill_null(pc.greater(keys.line_bytes, max_bytes), False))
-    if len(over):
-        first = over[0].as_py()
-        raise RowError(
-            f"{len(over)} {'row is' if len(over) == 1 else 'rows are'} larger than a file may be "
-            f"({max_bytes:,} bytes). The first is row {first}, id {ids[first].as_py()!r}, "
-            f"with {keys.line_bytes[first].as_py():,} bytes. Nothing was sent. Shorten the prompt, "
-            "or raise Limits(max_bytes=...)."
-        )

@@ -553,7 +553,7 @@ def sent(
     """
     from batchframe.answers import warn_of_unknown_prices
     from batchframe.core.prices import unpriced_models
-    from batchframe.rounds import run_rows
+    from batchframe.running import run_rows
 
     shared, submission, path, options = how(settings, spec)
     results, positions, _, checkpoint = run_rows(rows, shared, submission, path, options=options)
@@ -579,7 +579,7 @@ def sent_windows(
     """
     from batchframe.answers import warn_of_unknown_prices
     from batchframe.core.prices import unpriced_models
-    from batchframe.rounds import run_windows
+    from batchframe.running import run_windows
 
     shared, submission, path, options = how(settings, spec)
     keys = run_windows(windows, shared, submission, path, options=options)

@@ -47,12 +47,8 @@ from batchframe.pages import report as report_page
 from batchframe.parameters import HOME, check_values
 from batchframe.plans import usage_in
 from batchframe.progress import Progress, Silence, progress_for
-from batchframe.rounds import (
-    Left,
-    Rounds,
-    rounds_of_checkpoint,
-    rounds_of_rows,
-)
+from batchframe.rounds import Left, Rounds
+from batchframe.running import rounds_of_checkpoint, rounds_of_rows
 from batchframe.storage import Storage
 
 if TYPE_CHECKING:

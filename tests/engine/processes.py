@@ -138,7 +138,7 @@ _WARM = (
     "batchframe.core.columns",
     "batchframe.frames.inputs",
     "batchframe.frames.pandas",
-    "batchframe.rounds",
+    "batchframe.running",
     "genai_prices.data",
     "openai.resources.batches",
     "openai.resources.files",

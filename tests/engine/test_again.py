@@ -13,7 +13,8 @@ from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, LocalServer
 from batchframe.jobs import Submission
-from batchframe.rounds import Options, rounds_of_checkpoint, run_rows, run_windows
+from batchframe.rounds import Options
+from batchframe.running import rounds_of_checkpoint, run_rows, run_windows
 from batchframe.storage import Storage
 
 

@@ -24,7 +24,8 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
 from batchframe.engine import Engine
 from batchframe.jobs import Submission
-from batchframe.rounds import Options, run_rows, run_windows
+from batchframe.rounds import Options
+from batchframe.running import run_rows, run_windows
 from batchframe.storage import Storage
 
 

@@ -15,7 +15,8 @@ from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, LocalServer
 from batchframe.jobs import Submission
-from batchframe.rounds import Left, Options, rounds_of_rows
+from batchframe.rounds import Left, Options
+from batchframe.running import rounds_of_rows
 from batchframe.storage import Storage
 
 

@@ -17,7 +17,8 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
 from batchframe.engine import Engine
 from batchframe.jobs import Submission
-from batchframe.rounds import Left, Options, rounds_of_rows
+from batchframe.rounds import Left, Options
+from batchframe.running import rounds_of_rows
 from batchframe.storage import Storage
 
 
