@@ -16,7 +16,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,9 +25,7 @@ from batchframe.checkpoint import Checkpoint
 from batchframe.client import Unavailable, delete_quietly
 from batchframe.collecting import repair
 from batchframe.core.batches import (
-    KEPT_DAYS,
     Collected,
-    Creating,
     Dropped,
     Ended,
     Live,
@@ -53,12 +50,11 @@ from batchframe.core.retries import hopeless, latest, unfinished
 from batchframe.core.shards import Limits, cut_shards, within_queue
 from batchframe.engine import Engine
 from batchframe.errors import (
-    BudgetExceededError,
     CheckpointCorruptError,
-    ErrorRatioExceededError,
     ProviderError,
     RunTimeoutError,
 )
+from batchframe.going_on import explain, how_to_resume, warn_of_deletion
 from batchframe.jobs import Job, Submission
 from batchframe.plans import (
     FOR_PLANS,
@@ -82,8 +78,6 @@ _log = logging.getLogger(__name__)
 _FOR_LOOKS = ("row_key", "status", "error_code", "error_message", "http_status", "cost_usd")
 #: Seconds until a live batch is asked again to be cancelled, where the provider did not answer.
 _CANCEL_SECONDS = 5.0
-#: So many days before the provider deletes results, a run that finds such a batch says so.
-_WARN_DAYS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +199,7 @@ class Rounds:
             raise
         except BaseException as error:
             # After the release, when it is known what goes on.
-            self.explain(error)
+            explain(error, self.checkpoint)
             raise
         finally:
             self.checkpoint.close()
@@ -235,7 +229,7 @@ class Rounds:
             self._leave()
             raise RunTimeoutError(
                 f"The batches were not done after {self.options.timeout} seconds. "
-                f"{self.how_to_resume()}"
+                f"{how_to_resume(self.checkpoint)}"
             )
 
     def _take_up_all(self) -> None:
@@ -269,37 +263,6 @@ class Rounds:
         is_again = pc.is_in(keys_of(results), value_set=again)
         self.tolerance.count(results, pc.invert(is_again).cast(pa.int64()))
         self._was_exceeded = self.tolerance.is_exceeded()
-
-    def explain(self, error: BaseException) -> None:
-        """Tell with an error what goes on without this call, and how to come back."""
-        if isinstance(error, ProviderError | BudgetExceededError | ErrorRatioExceededError):
-            # Its own message says what to do.
-            note = f"{self._what_goes_on()} The checkpoint is {self.checkpoint.path}"
-        else:
-            note = self.how_to_resume()
-        if note not in getattr(error, "__notes__", ()):  # one error may end several runs
-            error.add_note(note)
-
-    def how_to_resume(self) -> str:
-        """What goes on without this call, and what to do next."""
-        return (
-            f"{self._what_goes_on()} Nothing is lost, and nothing is paid again: run the same call "
-            f"again to resume. The checkpoint is {self.checkpoint.path}"
-        )
-
-    def _what_goes_on(self) -> str:
-        states = [shard.state for shard in list(self.checkpoint.shards.values())]
-        live = [state.batch for state in states if isinstance(state, Live | Ended)]
-        creating = sum(isinstance(state, Creating) for state in states)
-        goes_on = "1 batch goes on" if len(live) == 1 else f"{len(live)} batches go on"
-        said = f"{goes_on} at the provider" if live else "No batch goes on at the provider"
-        if creating:
-            said += f", and {creating} more may: the answer to the create did not come"
-        dates = [batch.created_at for batch in live if batch.created_at]
-        if dates:
-            until = datetime.fromtimestamp(min(dates), UTC) + timedelta(days=KEPT_DAYS)
-            said += f", which keeps the results until {until:%Y-%m-%d}"
-        return f"{said}. Nothing else is sent."
 
     def _read_results(self) -> pa.FixedSizeBinaryArray:
         """The keys of results that stand, those of other runs included that came in meanwhile."""
@@ -338,7 +301,8 @@ class Rounds:
                 return
             rest, unsent = self._rest()
             self._count_settled()
-            self._warn_of_deletion(job.number for job in self.jobs)
+            numbers = (job.number for job in self.jobs)
+            warn_of_deletion(checkpoint, numbers, now=self.engine.clock.now())
             is_own = pc.equal(self.keys, self.own_keys)
             positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(rest, is_own)))
             others = checkpoint.shards.keys() - self._made
@@ -646,22 +610,6 @@ class Rounds:
         """True for a shard whose lines call their endpoint what the service calls it."""
         url = self.dialect.url(self.checkpoint.spec.endpoint)
         return self.checkpoint.url_of(number) in {None, url}
-
-    def _warn_of_deletion(self, numbers: Iterable[int]) -> None:
-        """Tell of batches whose results the provider deletes soon, or has deleted."""
-        states = [self.checkpoint.shards[number].state for number in numbers]
-        dates = [
-            state.batch.created_at
-            for state in states
-            if isinstance(state, Live | Ended) and state.batch.created_at
-        ]
-        if dates and self.engine.clock.now() > min(dates) + (KEPT_DAYS - _WARN_DAYS) * 86_400:
-            _log.warning(
-                "the oldest batch without results is of %s: the provider deletes results after "
-                "%s days, and this call fetches what is there",
-                datetime.fromtimestamp(min(dates), UTC).date(),
-                KEPT_DAYS,
-            )
 
     def _watch(self, number: int) -> None:
         if isinstance(self.checkpoint.shards[number].state, Sent):

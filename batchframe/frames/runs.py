@@ -40,6 +40,7 @@ from batchframe.frames.calls import (
     unanswered,
 )
 from batchframe.frames.usage import Usage
+from batchframe.going_on import how_to_resume
 from batchframe.layout import LOG, SPEC
 from batchframe.overview import RunStatus, Sums, batches_of, overview_of, status_of
 from batchframe.pages import card
@@ -519,7 +520,7 @@ def begun(
         run._watch(rounds.submitted, None)  # noqa: SLF001 - of this module
     except BaseException as error:
         run.detach()
-        error.add_note(rounds.how_to_resume())
+        error.add_note(how_to_resume(rounds.checkpoint))
         raise
     return run._outcome()  # noqa: SLF001 - likewise
 
