@@ -153,7 +153,7 @@ def run_windows(
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
     rounds = Rounds(windows, None, checkpoint, submission, options, engine, n_rows)
     rounds.work()
-    return rounds.keys_of_windows
+    return rounds.tries.keys_of_windows
 
 
 def _n_asked(rows: Rows) -> int:

@@ -108,7 +108,7 @@ class Late(Storage):
     def replace(self, path):
         if (path.parent.name, path.name) == ("results", "00000.parquet"):
             self.rounds.left.set()
-            while self.rounds.jobs[0].watchers:
+            while self.rounds.watch.jobs[0].watchers:
                 threading.Event().wait(0.001)
         return super().replace(path)
 
