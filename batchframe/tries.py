@@ -107,7 +107,7 @@ class Tries:
         return results
 
     def in_vain(self, number: int, results: pa.Table) -> str | None:
-        """Why these results say that to send more would be in vain, or None."""
+        """Why these results say that to send more would be in vain; or None: it is proven."""
         if number in self.watch.sent_before:
             return None
         reason = hopeless(results, proven=self.is_proven)
