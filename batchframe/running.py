@@ -112,6 +112,8 @@ def rounds_of_checkpoint(
     except BaseException:
         checkpoint.close()
         raise
+    # Without the rows, each request counts as one row.
+    options = replace(options, dedupe=False)
     return Rounds(None, None, checkpoint, submission, options, engine)
 
 

@@ -165,6 +165,24 @@ def test_what_is_left_is_not_called_hopeless_where_a_row_was_answered(call, cloc
         assert [result["status"] for result in results] == ["ok", "ok", "failed", "ok", "ok"]
 
 
+def test_failures_of_equal_rows_count_as_well_where_the_frame_is_gone(call, clock):
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        if asked != "question 0":
+            return 400, {"error": {"message": "Too long.", "code": "context_length_exceeded"}}
+        return f"ok {asked}"
+
+    how = {"limits": Limits(max_requests=1, max_live_batches=1), "dedupe": True}
+    with LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS[:5], max_error_ratio=0.2, timeout=250, **how)
+
+        # One failure of five rows is allowed, and the second one is one too many.
+        with pytest.raises(bf.ErrorRatioExceededError, match="2 of the 3 rows that ended"):
+            call(server, **how)
+        assert server.calls()["batches.create"] == 3
+
+
 def test_lines_that_were_changed_on_the_disk_are_not_sent(call, clock, tmp_path):
     with LocalServer(broken_once("question 1"), clock=clock, stage_seconds=60) as server:
         call(server, QUESTIONS[:4], max_retries=0)
