@@ -19,8 +19,8 @@ from batchframe.core.batches import (
     Live,
     Planned,
     State,
+    Unsent,
     Uploaded,
-    Uploading,
 )
 from batchframe.core.queues import Queue, queue_of
 from batchframe.core.rates import Prices
@@ -167,7 +167,7 @@ def startable(
     """The jobs whose next step is due and whose queue has room; those of one step together."""
     under_way, waiting, due = [], [], []
     for job in jobs:
-        is_unsent = isinstance(job.state, Planned | Uploading | Uploaded)
+        is_unsent = isinstance(job.state, Unsent)
         if is_unsent and not job.busy and job.checkpoint.was_cancelled:
             continue
         if job.busy or not isinstance(job.state, Planned):

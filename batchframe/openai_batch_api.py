@@ -40,6 +40,7 @@ import msgspec
 import pyarrow as pa
 
 from batchframe.accounts import open_client
+from batchframe.answers import Answers, warn_of_unknown_prices
 from batchframe.bodies import body_params
 from batchframe.client import Provider
 from batchframe.clock import SystemClock
@@ -59,7 +60,8 @@ from batchframe.parameters import (
     check_values,
     checkpoint_path,
 )
-from batchframe.rounds import Answers, Options, run_rows, warn_of_unknown_prices
+from batchframe.rounds import Options
+from batchframe.running import run_rows
 
 if TYPE_CHECKING:
     import openai

@@ -8,113 +8,40 @@ Rows are rendered once. Whatever is sent again, because it failed with an error 
 because its shard was given up before it was sent, is made from the lines of its last shard, as soon
 as nothing else waits for a place: a further round does not wait for the slowest batch of the last.
 So a checkpoint can be worked to its end without its frame, in another process.
+
+The parts: `planning` says what becomes of rows, `watching` has the shards, `tries` knows what came
+back of them, `cancelling` stops. Here they take their turns.
 """
 
 import functools
-import logging
-import sys
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.budget import Budget, check_bounded
+from batchframe.budget import Budget
+from batchframe.cancelling import Cancelling
 from batchframe.checkpoint import Checkpoint
-from batchframe.client import Unavailable, delete_quietly
-from batchframe.collecting import repair
-from batchframe.core.batches import (
-    KEPT_DAYS,
-    Collected,
-    Creating,
-    Dropped,
-    Ended,
-    Live,
-    Planned,
-    State,
-    Uploaded,
-    Uploading,
-)
+from batchframe.core.batches import Collected, Dropped, Planned
 from batchframe.core.dialects import Dialect
 from batchframe.core.prompt_tokens import counted_ratio
-from batchframe.core.rates import Prices
-from batchframe.core.requests import (
-    Requests,
-    RowKeys,
-    Rows,
-    addressed,
-    line_bytes_at_most,
-    render_requests,
-    row_keys,
-)
-from batchframe.core.results import Status
-from batchframe.core.retries import hopeless, latest, unfinished
+from batchframe.core.requests import Requests, RowKeys, Rows, addressed, render_requests, row_keys
 from batchframe.core.shards import Limits, cut_shards, within_queue
-from batchframe.core.spec import Spec
-from batchframe.engine import Engine, default_engine
-from batchframe.errors import (
-    BudgetExceededError,
-    CheckpointCorruptError,
-    ErrorRatioExceededError,
-    ProviderError,
-    RowError,
-    RunTimeoutError,
-)
-from batchframe.jobs import Job, Submission
-from batchframe.plans import (
-    FOR_PLANS,
-    check_types_of_ids,
-    equal_keys,
-    keys_of,
-    settled_keys,
-)
+from batchframe.engine import Engine
+from batchframe.errors import ProviderError, RunTimeoutError
+from batchframe.going_on import explain, how_to_resume, warn_of_deletion
+from batchframe.jobs import Submission
+from batchframe.planning import Planner, by_model
+from batchframe.plans import check_types_of_ids
 from batchframe.progress import Progress, Silence, Tally, progress_for
-from batchframe.storage import Storage
 from batchframe.tolerance import Tolerance
+from batchframe.tries import Tries
+from batchframe.watching import Watch
 
-__all__ = [
-    "Answers",
-    "Left",
-    "Options",
-    "Rounds",
-    "find_keys",
-    "find_rows",
-    "find_windows",
-    "rounds_of_checkpoint",
-    "rounds_of_rows",
-    "run_rows",
-    "run_windows",
-    "warn_of_unknown_prices",
-]
-
-_log = logging.getLogger(__name__)
-
-#: The columns of results that a run looks at as they come in.
-_FOR_LOOKS = ("row_key", "status", "error_code", "error_message", "http_status", "cost_usd")
-#: Seconds until a live batch is asked again to be cancelled, where the provider did not answer.
-_CANCEL_SECONDS = 5.0
-#: So many days before the provider deletes results, a run that finds such a batch says so.
-_WARN_DAYS = 5
-
-
-class Answers(NamedTuple):
-    """What the checkpoint holds for a call's rows."""
-
-    #: One row of RESULT_SCHEMA for each of the keys that has a result.
-    results: pa.Table
-    #: int64, one per input row, in the frame's order: its row of `results`, or null.
-    positions: pa.Int64Array
-    #: binary(16), one per input row: the key of the request that answers it, or null where nothing
-    #: was sent.
-    keys: pa.FixedSizeBinaryArray
-    #: Where all of it is kept; closed, so only to be read.
-    checkpoint: Checkpoint
+__all__ = ["Left", "Options", "Rounds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,188 +64,6 @@ class Options:
     max_error_ratio: float | None = None
 
 
-def run_rows(
-    rows: Rows,
-    spec: Spec,
-    submission: Submission,
-    path: Path,
-    *,
-    options: Options,
-    engine: Engine | None = None,
-    storage: Storage | None = None,
-) -> Answers:
-    """Send what the checkpoint lacks, wait for it, and give back what it then holds.
-
-    Args:
-        rows: What each row asks; ids without duplicates.
-        spec: What all requests share.
-        submission: Provider, limits, window, polling.
-        path: The checkpoint's directory.
-        options: Retries, waiting, progress.
-        engine: Another engine than the process's own.
-        storage: Other file operations than the disk's.
-
-    Raises:
-        ParameterError: nothing bounds what a row costs, and the options have a limit of cost.
-        RowError: a row's request alone exceeds the size of a file, or its id had another type
-            when it was sent before.
-        RunTimeoutError: `timeout` passed; the batches go on.
-        CheckpointError: the directory cannot be used, or belongs to other work.
-        ErrorRatioExceededError: too many rows failed, and more were to be sent.
-        ProviderError: the service refused for good.
-    """
-    rounds = rounds_of_rows(
-        rows, spec, submission, path, options=options, engine=engine, storage=storage
-    )
-    rounds.work()
-    return find_keys(rounds.keys, rounds.checkpoint, submission.prices)
-
-
-def rounds_of_rows(
-    rows: Rows,
-    spec: Spec,
-    submission: Submission,
-    path: Path,
-    *,
-    options: Options,
-    engine: Engine | None = None,
-    storage: Storage | None = None,
-) -> "Rounds":
-    """The work that `run_rows` does, to be done: arguments and errors as there."""
-    engine = engine or default_engine()
-    keys = None
-    limit, max_bytes = options.max_cost_usd, submission.limits.max_bytes
-    dialect = submission.provider.dialect
-    if limit is not None or line_bytes_at_most(rows, spec, dialect) > max_bytes:
-        keys = row_keys(rows, spec, dialect)
-        check_bounded(
-            rows,
-            keys,
-            spec,
-            limit,
-            prices=submission.prices,
-            price_list=dialect.price_list,
-            now=engine.clock.now(),
-        )
-        _check_sizes(rows.ids, keys, max_bytes)
-    checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
-    rounds = Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine)
-    rounds.tolerance.n_rows = _n_asked(rows)
-    return rounds
-
-
-def rounds_of_checkpoint(
-    spec: Spec,
-    submission: Submission,
-    path: Path,
-    *,
-    options: Options,
-    engine: Engine | None = None,
-) -> "Rounds":
-    """The work that is left of a checkpoint, without the rows that it was made for.
-
-    Raises what `Checkpoint.open` raises.
-    """
-    engine = engine or default_engine()
-    checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    try:
-        if options.max_cost_usd is None:
-            options = replace(options, max_cost_usd=checkpoint.limit("max_cost_usd"))
-        if options.max_error_ratio is None:
-            options = replace(options, max_error_ratio=checkpoint.limit("max_error_ratio"))
-    except BaseException:
-        checkpoint.close()
-        raise
-    return Rounds(None, None, checkpoint, submission, options, engine)
-
-
-def run_windows(
-    windows: Callable[[], Iterable[Rows]],
-    spec: Spec,
-    submission: Submission,
-    path: Path,
-    *,
-    options: Options,
-    engine: Engine | None = None,
-) -> list[pa.FixedSizeBinaryArray]:
-    """Send what the checkpoint lacks of rows that are too many to be held, and wait for it.
-
-    What they were answered is then in the checkpoint, where `find_windows` finds it.
-
-    Args:
-        windows: Gives all rows, some at a time, as often as it is called: the same, in one order,
-            and no id twice.
-        spec: What all requests share.
-        submission: Provider, limits, window, polling.
-        path: The checkpoint's directory.
-        options: Retries, waiting, progress; without `dedupe` and `max_cost_usd`, which look at all
-            rows together.
-        engine: Another engine than the process's own.
-
-    Returns:
-        For each window the key of each row's request, or null where nothing was sent.
-
-    Raises what `run_rows` raises.
-    """
-    engine = engine or default_engine()
-    dialect = submission.provider.dialect
-    n_rows = 0
-    for rows in windows():
-        n_rows += _n_asked(rows)
-        if line_bytes_at_most(rows, spec, dialect) > submission.limits.max_bytes:
-            _check_sizes(rows.ids, row_keys(rows, spec, dialect), submission.limits.max_bytes)
-    checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
-    rounds = Rounds(windows, None, checkpoint, submission, options, engine)
-    rounds.tolerance.n_rows = n_rows
-    rounds.work()
-    return rounds.keys_of_windows
-
-
-def find_rows(
-    rows: Rows, checkpoint: Checkpoint, *, dedupe: bool = False, prices: Prices | None = None
-) -> Answers:
-    """What a checkpoint holds for rows, wherever they were sent from; nothing is sent.
-
-    Args:
-        rows: What each row asks, as for `run_rows`.
-        checkpoint: Opened by `Checkpoint.read`.
-        dedupe: Rows whose own request is not there take an equal one's answer.
-        prices: Rates that hold instead of those of the checkpoint.
-    """
-    own = row_keys(rows, checkpoint.spec)
-    if not dedupe:
-        return find_keys(own.keys, checkpoint, prices)
-    settled = settled_keys(latest(checkpoint.results(FOR_PLANS)), retry_failed=False)
-    return find_keys(equal_keys(own, checkpoint, settled), checkpoint, prices)
-
-
-def find_keys(
-    keys: pa.FixedSizeBinaryArray, checkpoint: Checkpoint, prices: Prices | None
-) -> Answers:
-    """What a checkpoint holds for rows whose requests have these keys; arguments as above."""
-    return next(find_windows([keys], checkpoint, prices))
-
-
-def find_windows(
-    windows: Sequence[pa.FixedSizeBinaryArray], checkpoint: Checkpoint, prices: Prices | None
-) -> Iterator[Answers]:
-    """What a checkpoint holds for windows of rows whose requests have these keys, one by one.
-
-    No key is in two windows; arguments as above.
-    """
-
-    def answers(keys: pa.FixedSizeBinaryArray, results: pa.Table) -> Answers:
-        positions = pc.index_in(keys, value_set=keys_of(results), skip_nulls=True)
-        return Answers(results, positions.cast(pa.int64()), keys, checkpoint)
-
-    # By no loop, whose variables would hold one window's results while the next are read.
-    found = checkpoint.results_of_windows(windows, prices=prices)
-    return map(answers, windows, map(latest, found))
-
-
-_NO_ROWS = Rows(ids=pa.array([], pa.int64()), prompts=pa.array([], pa.string()))
-
-
 @dataclass(slots=True, eq=False)
 class Rounds:
     """One call at work on its checkpoint; `work` does it all, in whichever thread calls it."""
@@ -332,73 +77,54 @@ class Rounds:
     submission: Submission
     options: Options
     engine: Engine
-    progress: Progress = field(init=False)
-    #: How the service speaks.
-    dialect: Dialect = field(init=False)
-    #: The rows that are looked at, and none between plans.
-    rows: Rows = field(init=False)
-    #: The keys of the rows' own requests, for each window that was planned.
-    keys_of_windows: list[pa.FixedSizeBinaryArray] = field(default_factory=list)
-    #: The key of each row's own request, once it is known.
-    own_keys: pa.FixedSizeBinaryArray | None = field(init=False, default=None)
-    #: The key of the request that answers each row, as the last plan has it.
-    keys: pa.FixedSizeBinaryArray = field(init=False)
-    #: What the rows have cost, and may cost.
-    budget: Budget = field(init=False)
-    #: How many of the rows ended without an answer, and may.
-    tolerance: Tolerance = field(init=False)
-    jobs: list[Job] = field(default_factory=list)
+    #: Rows that have a prompt.
+    n_rows: int = 0
     #: Set when all that fits the limits is at the provider.
     submitted: threading.Event = field(default_factory=threading.Event)
     #: Set by whoever wants the work to stop here, and the batches to go on.
     left: threading.Event = field(default_factory=threading.Event)
+    progress: Progress = field(init=False)
+    budget: Budget = field(init=False)
+    tolerance: Tolerance = field(init=False)
+    watch: Watch = field(init=False)
+    tries: Tries = field(init=False)
+    planner: Planner = field(init=False)
+    cancelling: Cancelling = field(init=False)
     #: Rows that are to be frozen still, of those that are looked at; and whether there are more.
     _n_unfrozen: int = 0
     _has_windows: bool = True
-    #: In which round of this call each shard is, from 0.
-    _rounds: dict[int, int] = field(default_factory=dict)
-    #: A row of this checkpoint was answered: the spec is one that the service takes.
-    _is_proven: bool = False
-    #: The shards whose results were looked at, and how many of their rows are sent again.
-    _looked_at: dict[int, int] = field(default_factory=dict)
-    #: The shards that an earlier call sent: what it met says nothing of what this one would meet.
-    _sent_before: set[int] = field(default_factory=set)
-    #: Frozen shards that the budget, or the tolerance of failures, has no room for yet.
-    _held: list[int] = field(default_factory=list)
-    #: Earlier calls had too many failures already.
-    _was_exceeded: bool = False
-    #: How many rows of each shard are in the windows that were planned.
-    _n_seen: dict[int, int] = field(default_factory=dict)
-    #: Keys of rows that are to be sent again, by the shard that has their lines.
-    _again: dict[int, pa.FixedSizeBinaryArray] = field(default_factory=dict)
-    #: The shards that were made by this call: each row is in one window, and so in none of them.
-    _made: set[int] = field(default_factory=set)
-    #: What has come back in this call has cost so much; None where a price is unknown.
-    _cost_usd: float | None = 0.0
-    #: The collected shards whose results were read for the plan, and what they say.
-    _read: set[int] = field(default_factory=set)
-    _known: pa.Table | None = None
-    #: The keys of those results that stand.
-    _settled: pa.FixedSizeBinaryArray | None = None
-    #: The live batches that were asked to be cancelled; and when to ask again, where that failed.
-    _cancelled: set[str] = field(default_factory=set)
-    #: Unsent shards of a cancelled run, which are dropped when no other run watches them.
-    _withdrawn: set[int] = field(default_factory=set)
-    _next_cancel: float = 0.0
 
     def __post_init__(self) -> None:
-        self.progress = progress_for(self.engine.clock) if self.options.progress else Silence()
-        self.rows = _NO_ROWS
-        self.keys = pa.array([], pa.binary(16))
-        self.dialect = self.submission.provider.dialect
+        options, submission = self.options, self.submission
+        self.progress = progress_for(self.engine.clock) if options.progress else Silence()
         self.budget = Budget(
-            self.options.max_cost_usd,
+            options.max_cost_usd,
             self.checkpoint,
-            self.submission.prices,
+            submission.prices,
             self.dialect.price_list,
             self.engine.clock,
         )
-        self.tolerance = Tolerance(self.options.max_error_ratio)
+        self.tolerance = Tolerance(options.max_error_ratio, self.n_rows)
+        self.watch = Watch(self.checkpoint, submission, self.engine, self.budget)
+        self.tries = Tries(self.watch, self.tolerance, options.max_retries, options.dedupe)
+        self.planner = Planner(
+            self.checkpoint, submission, self.engine, options.retry_failed, options.dedupe
+        )
+        self.cancelling = Cancelling(self.watch)
+
+    @property
+    def dialect(self) -> Dialect:
+        """How the service speaks."""
+        return self.submission.provider.dialect
+
+    @property
+    def keys(self) -> pa.FixedSizeBinaryArray:
+        """The key of the request that answers each row, as the last plan has it."""
+        return self.tries.keys
+
+    def tally(self) -> Tally:
+        """Where the run stands."""
+        return self.tries.tally(self._n_unfrozen)
 
     def work(self) -> None:
         """Work to the end, whichever that is, and close the checkpoint. To be called once."""
@@ -408,12 +134,12 @@ class Rounds:
                     self._drive()
             finally:
                 # First of all, and also where a second Ctrl-C interrupts it: nothing more is sent.
-                self.engine.release(self)
+                self.watch.release()
         except (RunTimeoutError, Left):
             raise
         except BaseException as error:
             # After the release, when it is known what goes on.
-            self.explain(error)
+            explain(error, self.checkpoint)
             raise
         finally:
             self.checkpoint.close()
@@ -429,239 +155,103 @@ class Rounds:
             self.checkpoint.set_limit("max_cost_usd", self.options.max_cost_usd)
             self.checkpoint.set_limit("max_error_ratio", self.options.max_error_ratio)
         for rows in self.windows() if self.windows is not None else ():
-            self.rows = rows
-            self.own_keys = None
-            self._plan()
-            if self.own_keys is not None:
-                self.keys_of_windows.append(self.own_keys)
-            # Given up before the next ones are read.
-            self.rows = _NO_ROWS
-            del rows
+            self._take_up(rows)
+            del rows  # given up before the next ones are read
         self._has_windows = False
         seconds = max(0.0, started + seconds - self.engine.clock.monotonic())
-        if not self.engine.wait(self.jobs, seconds=seconds, look=self._watch_over):
+        if not self.engine.wait(self.watch.jobs, seconds=seconds, look=self._watch_over):
             self._leave()
             raise RunTimeoutError(
                 f"The batches were not done after {self.options.timeout} seconds. "
-                f"{self.how_to_resume()}"
+                f"{how_to_resume(self.checkpoint)}"
             )
+
+    # What there is to do
 
     def _take_up_all(self) -> None:
         """Wait for all shards of the checkpoint, and send again what may be."""
-        checkpoint = self.checkpoint
-        with checkpoint.planning:
+        with self.checkpoint.planning:
             # First of all: what another run collects from now on is watched like what is live.
-            states = {number: shard.state for number, shard in list(checkpoint.shards.items())}
-            self._made.update(states)
+            states = {n: shard.state for n, shard in list(self.checkpoint.shards.items())}
+            collected = [n for n, state in states.items() if isinstance(state, Collected)]
+            self.watch.made.update(states)
             self.budget.resume()
-            self._again.update(checkpoint.to_send_again())
+            self.tries.resume(collected)
             for number, state in states.items():
-                if isinstance(state, Collected) and not self._is_proven:
-                    status = checkpoint.results_of(number, ("status",))["status"]
-                    self._is_proven = pc.any(pc.equal(status, Status.OK)).as_py() or False
-                if isinstance(state, Planned | Uploading | Uploaded):
-                    self._held.append(number)
-                elif not isinstance(state, Collected | Dropped):
-                    self._watch(number)
+                if not isinstance(state, Collected | Dropped):
+                    self.watch.take_up(number)
             if self.tolerance.ratio is not None:
-                self._count_all([n for n, at in states.items() if isinstance(at, Collected)])
+                self.tries.count_all(collected)
 
-    def _count_all(self, collected: Sequence[int]) -> None:
-        """Take note of all rows of the checkpoint, and of the results of collected shards."""
-        checkpoint = self.checkpoint
-        under_way = self._keys_in([*(job.number for job in self.jobs), *self._held])
-        again = pa.concat_arrays([under_way, *self._again.values()])
-        results = latest(checkpoint.results(FOR_PLANS, numbers=collected))
-        all_keys = pa.concat_arrays([again, keys_of(results)])
-        self.tolerance.n_rows = pc.count_distinct(all_keys).as_py()
-        is_again = pc.is_in(keys_of(results), value_set=again)
-        self.tolerance.count(results, pc.invert(is_again).cast(pa.int64()))
-        self._was_exceeded = self.tolerance.is_exceeded()
-
-    def explain(self, error: BaseException) -> None:
-        """Tell with an error what goes on without this call, and how to come back."""
-        if isinstance(error, ProviderError | BudgetExceededError | ErrorRatioExceededError):
-            # Its own message says what to do.
-            note = f"{self._what_goes_on()} The checkpoint is {self.checkpoint.path}"
-        else:
-            note = self.how_to_resume()
-        if note not in getattr(error, "__notes__", ()):  # one error may end several runs
-            error.add_note(note)
-
-    def how_to_resume(self) -> str:
-        """What goes on without this call, and what to do next."""
-        return (
-            f"{self._what_goes_on()} Nothing is lost, and nothing is paid again: run the same call "
-            f"again to resume. The checkpoint is {self.checkpoint.path}"
-        )
-
-    def _what_goes_on(self) -> str:
-        states = [shard.state for shard in list(self.checkpoint.shards.values())]
-        live = [state.batch for state in states if isinstance(state, Live | Ended)]
-        creating = sum(isinstance(state, Creating) for state in states)
-        goes_on = "1 batch goes on" if len(live) == 1 else f"{len(live)} batches go on"
-        said = f"{goes_on} at the provider" if live else "No batch goes on at the provider"
-        if creating:
-            said += f", and {creating} more may: the answer to the create did not come"
-        dates = [batch.created_at for batch in live if batch.created_at]
-        if dates:
-            until = datetime.fromtimestamp(min(dates), UTC) + timedelta(days=KEPT_DAYS)
-            said += f", which keeps the results until {until:%Y-%m-%d}"
-        return f"{said}. Nothing else is sent."
-
-    def _read_results(self) -> pa.FixedSizeBinaryArray:
-        """The keys of results that stand, those of other runs included that came in meanwhile."""
-        # Which shards these are is asked before they are read: the engine goes on, and a shard that
-        # it collects now is watched like one that is under way.
-        new = self._unread()
-        if self._settled is not None and not new:
-            return self._settled
-        try:
-            table = self.checkpoint.results(FOR_PLANS, numbers=new)
-        except CheckpointCorruptError:
-            repair(
-                self.checkpoint,
-                self.engine.clock,
-                self.dialect.price_list,
-                self.submission.prices,
-            )
-            new = self._unread()
-            table = self.checkpoint.results(FOR_PLANS, numbers=new)
-        self._known = table if self._known is None else pa.concat_tables([self._known, table])
-        self._read.update(new)
-        results = latest(self._known)
-        self._is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
-        self._settled = settled_keys(results, retry_failed=self.options.retry_failed)
-        return self._settled
-
-    def _unread(self) -> list[int]:
-        return [n for n in self.checkpoint.collected() if n not in self._read | self._made]
-
-    def _plan(self) -> None:
-        """Watch the shards under way that hold our rows, and make shards of what is missing."""
-        checkpoint = self.checkpoint
+    def _take_up(self, rows: Rows) -> None:
+        """Wait for the shards under way that hold rows, and make shards of what is missing."""
+        checkpoint, watch = self.checkpoint, self.watch
         with checkpoint.planning:
-            if self._is_new():
-                self._send_all()
+            # Where nothing can be known of the rows, and nothing is asked of all of them.
+            is_new = checkpoint.shards.keys() <= watch.made
+            if is_new and self.row_keys is None and not self.options.dedupe:
+                self._send_all(rows)
                 return
-            rest, unsent = self._rest()
-            self._count_settled()
-            self._warn_of_deletion(job.number for job in self.jobs)
-            is_own = pc.equal(self.keys, self.own_keys)
-            positions = _by_model(self.rows, pc.indices_nonzero(pc.and_(rest, is_own)))
-            others = checkpoint.shards.keys() - self._made
-            check_types_of_ids(self.rows, positions, checkpoint, others)
+            plan = self.planner.plan(rows, self.row_keys, watch.made)
+            self.tries.keys_of_windows.append(plan.keys)
+            self.tries.is_proven |= self.planner.is_proven
+            for number in plan.unwanted:
+                watch.drop(number)
+            for number in plan.under_way:
+                watch.take_up(number)
+            if self.tolerance.ratio is not None:
+                self.tries.count_before(self.planner.standing())
+            numbers = (job.number for job in watch.jobs)
+            warn_of_deletion(checkpoint, numbers, now=self.engine.clock.now())
+            others = checkpoint.shards.keys() - watch.made
+            check_types_of_ids(rows, plan.to_freeze, checkpoint, others)
             if self.row_keys is not None:
-                to_send = pc.indices_nonzero(pc.and_(unsent, is_own))
-                self.budget.open(self.keys, self.rows.take(to_send), self.row_keys, to_send)
-            self._freeze(positions)
+                self.budget.open(plan.keys, rows.take(plan.unsent), self.row_keys, plan.unsent)
+            self._freeze(rows, plan.to_freeze)
 
-    def _is_new(self) -> bool:
-        """True where nothing can be known of the rows, and nothing is asked of all of them."""
-        is_empty = self.checkpoint.shards.keys() <= self._made
-        return is_empty and self.row_keys is None and not self.options.dedupe
-
-    def _rest(self) -> tuple[pa.BooleanArray, pa.BooleanArray]:
-        """Take up what there is; returns what `_take_up` does."""
-        while True:
-            rest, unsent = self._take_up(self._wanted())
-            if not self.options.dedupe:
-                return rest, unsent
-            to_send = pc.and_(rest, pc.equal(self.keys, self.own_keys))
-            answered = pc.is_in(self.keys.filter(rest), value_set=self.keys.filter(to_send))
-            # An equal request that was given up since it was found answers nobody: look again.
-            if pc.all(answered, min_count=0).as_py():
-                return rest, unsent
-
-    def _wanted(self) -> pa.BooleanArray:
-        """The rows that have no result which stands; takes up what answers each row."""
-        checkpoint = self.checkpoint
-        if self.own_keys is None:
-            named = self.row_keys or row_keys(self.rows, checkpoint.spec, self.dialect)
-            self.own_keys = named.keys
-            if self.options.dedupe:
-                self.row_keys = named
-        settled = self._read_results()
-        self.keys = self.own_keys
-        if self.row_keys is not None and self.options.dedupe:
-            # What was read says by itself whether it answers; of what another run collects in this
-            # moment, it is not known yet.
-            under_way = [
-                number
-                for number, shard in list(checkpoint.shards.items())
-                if number not in self._read
-                and (
-                    self.engine.is_watched(checkpoint, number)
-                    or isinstance(shard.state, Creating | Live | Ended | Collected)
-                )
-            ]
-            self.keys = equal_keys(self.row_keys, checkpoint, settled, under_way)
-        is_settled = pc.is_in(self.keys, value_set=settled)
-        return pc.and_(pc.is_valid(self.keys), pc.invert(is_settled))
-
-    def _count_settled(self) -> None:
-        """Take note of what the rows that are looked at came to in earlier calls."""
-        if self.tolerance.ratio is not None and self._known is not None:
-            results = latest(self._known)
-            is_settled = pc.is_in(keys_of(results), value_set=self._settled)
-            # What is under way again speaks for itself when it ends.
-            jobs = (job.number for job in self.jobs if job.number not in self._looked_at)
-            is_under_way = pc.is_in(keys_of(results), value_set=self._keys_in([*jobs, *self._held]))
-            results = results.filter(pc.and_not(is_settled, is_under_way))
-            self.tolerance.count(results, _n_answered(keys_of(results), self.keys))
-            self._was_exceeded = self.tolerance.is_exceeded()
-
-    def _take_up(self, wanted: pa.BooleanArray) -> tuple[pa.BooleanArray, pa.BooleanArray]:
-        """Watch the shards under way that hold wanted rows.
-
-        Returns the wanted rows that no shard holds, and those that no sent shard holds.
-        """
-        unsent = wanted
-        for number, shard in list(self.checkpoint.shards.items()):
-            if isinstance(shard.state, Dropped) or number in self._read | self._made:
-                continue
-            if self._n_seen.get(number) == shard.frozen.n_requests:
-                continue  # all of its rows are in earlier windows
-            if not pc.any(wanted, min_count=0).as_py():
-                break
-            ours = pc.is_in(self.keys, value_set=self.checkpoint.row_keys(number))
-            if not self.options.dedupe:
-                n_ours = pc.sum(ours).as_py() or 0
-                self._n_seen[number] = self._n_seen.get(number, 0) + n_ours
-            n_wanted = pc.count_distinct(self.keys.filter(pc.and_(ours, wanted))).as_py()
-            if not n_wanted or not self._is_worth_it(number, n_wanted):
-                continue
-            wanted = pc.and_not(wanted, ours)
-            if not isinstance(shard.state, Planned | Uploading | Uploaded):
-                unsent = pc.and_not(unsent, ours)
-                self._watch(number)
-            elif number not in self._held and all(job.number != number for job in self.jobs):
-                self._held.append(number)
-        return wanted, unsent
-
-    def _send_all(self) -> None:
+    def _send_all(self, rows: Rows) -> None:
         """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""
-        positions = _by_model(self.rows, pc.indices_nonzero(pc.is_valid(self.rows.prompts)))
-        keys = self._freeze(positions)
-        n = len(self.rows)
+        positions = by_model(rows, pc.indices_nonzero(pc.is_valid(rows.prompts)))
+        keys = self._freeze(rows, positions)
         if len(keys) < len(positions):  # cancelled
-            self.own_keys = self.keys = row_keys(self.rows, self.checkpoint.spec).keys
-            return
-        self.own_keys = pc.scatter(keys, positions.cast(pa.int64()), max_index=n - 1)
-        self.keys = self.own_keys
+            keys = row_keys(rows, self.checkpoint.spec).keys
+        else:
+            keys = pc.scatter(keys, positions.cast(pa.int64()), max_index=len(rows) - 1)
+        self.tries.keys_of_windows.append(keys)
 
-    def _freeze(self, positions: pa.Array) -> pa.FixedSizeBinaryArray:
+    # Making shards
+
+    def _freeze(self, rows: Rows, positions: pa.Array) -> pa.FixedSizeBinaryArray:
         """Make shards of the rows at `positions`, and send them. Returns their keys, in order."""
         self._n_unfrozen = len(positions)
         self._look()
-        chunks = render_requests(self.rows, positions, self.checkpoint.spec, self.dialect)
         spec = self.checkpoint.spec
+        chunks = render_requests(rows, positions, spec, self.dialect)
         counts = {
-            model: functools.partial(counted_ratio, rows, spec)
-            for model, rows in self._rows_by_model()
+            model: functools.partial(counted_ratio, of_model, spec)
+            for model, of_model in self._by_model(rows)
         }
         keys = self._cut(chunks, self._limits(counts), round_=0)
         return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
+
+    def _by_model(self, rows: Rows) -> Iterator[tuple[str, Rows]]:
+        """The rows that have a prompt, by the model that they ask."""
+        asked = pc.is_valid(rows.prompts)
+        if rows.models is None:
+            yield self.checkpoint.spec.model or "", rows.take(pc.indices_nonzero(asked))
+            return
+        for model in rows.models.filter(asked).unique().to_pylist():
+            of_model = pc.and_(asked, pc.equal(rows.models, model))
+            yield model, rows.take(pc.indices_nonzero(of_model))
+
+    def _limits(self, counts: Mapping[str, Callable[[], float | None]]) -> Limits:
+        """The user's limits, and what was learned of the queues; `counts` as for `Engine.room`."""
+        limits, account = self.submission.limits, self.checkpoint.spec.account
+        rooms = [
+            self.engine.room(account, model, limits.max_enqueued_tokens, count)
+            for model, count in counts.items()
+        ]
+        return within_queue(limits, min((r for r in rooms if r is not None), default=None))
 
     def _cut(
         self, chunks: Iterable[Requests], limits: Limits, *, round_: int
@@ -684,9 +274,7 @@ class Rounds:
                 keys.append(pa.array(requests.row_keys, pa.binary(16)))
                 self._n_unfrozen -= len(requests)
                 number = self.checkpoint.freeze(requests, round_=round_)
-                self._rounds[number] = round_
-                self._made.add(number)
-                self._held.append(number)
+                self.watch.add(number, round_=round_)
                 self._look()
         return keys
 
@@ -694,202 +282,51 @@ class Rounds:
         """Make shards of the rows that are to be sent again, out of the lines that they had."""
         checkpoint = self.checkpoint
         with checkpoint.planning:
-            again, self._again = self._again, {}
-            left = self._without_newer(again)
-            by_round: dict[int, list[int]] = {}
-            for number in sorted(left, key=checkpoint.model_of):
-                if len(left[number]):
-                    state = checkpoint.shards[number].state
-                    round_ = self._rounds.get(number, 0) + isinstance(state, Collected)
-                    by_round.setdefault(round_, []).append(number)
-            for round_, numbers in by_round.items():
-                lines = (checkpoint.lines(number, left[number]) for number in numbers)
-                self._n_unfrozen = sum(len(left[number]) for number in numbers)
+            for round_, left in self.tries.next_round().items():
+                lines = (checkpoint.lines(number, keys) for number, keys in left.items())
+                self._n_unfrozen = sum(map(len, left.values()))
                 # The queues were measured when the rows were there.
-                models = dict.fromkeys(map(checkpoint.model_of, numbers), lambda: None)
+                models = dict.fromkeys(map(checkpoint.model_of, left), lambda: None)
                 self._cut(lines, self._limits(models), round_=round_)
 
-    def _without_newer(
-        self, again: Mapping[int, pa.FixedSizeBinaryArray]
-    ) -> dict[int, pa.FixedSizeBinaryArray]:
-        """The keys that no later shard holds; those that hold some are waited for."""
-        found = self.checkpoint.newer(again)
-        for number, newer in found.items():
-            # Whoever made it counts its rows' tries from where they stand here.
-            round_ = self._rounds.get(number, 0)
-            round_ += isinstance(self.checkpoint.shards[number].state, Collected)
-            for there in newer.unique().drop_null().to_pylist():
-                self._rounds.setdefault(there, round_)
-                if not _is_unsent(self.checkpoint.shards[there].state):
-                    self._watch(there)
-                elif there not in self._held:
-                    self._held.append(there)
-        return {number: keys.filter(found[number].is_null()) for number, keys in again.items()}
-
-    def _limits(self, counts: Mapping[str, Callable[[], float | None]]) -> Limits:
-        """The user's limits, and what was learned of the queues; `counts` as for `Engine.room`."""
-        limits, account = self.submission.limits, self.checkpoint.spec.account
-        rooms = [
-            self.engine.room(account, model, limits.max_enqueued_tokens, count)
-            for model, count in counts.items()
-        ]
-        return within_queue(limits, min((r for r in rooms if r is not None), default=None))
-
-    def _rows_by_model(self) -> Iterator[tuple[str, Rows]]:
-        """The rows that have a prompt, by the model that they ask."""
-        asked = pc.is_valid(self.rows.prompts)
-        models = self.rows.models
-        if models is None:
-            yield self.checkpoint.spec.model or "", self.rows.take(pc.indices_nonzero(asked))
-            return
-        for model in models.filter(asked).unique().to_pylist():
-            of_model = pc.and_(asked, pc.equal(models, model))
-            yield model, self.rows.take(pc.indices_nonzero(of_model))
+    # Watching over
 
     def _watch_over(self) -> None:
         """Look, and send again what is to be sent again."""
         if self.checkpoint.is_cancelled():
-            self._cancel()
+            self.tries.again.clear()
+            self.cancelling.go_on()
         self._take_note()
-        if self.left.is_set() and not self._is_done():
+        if self.left.is_set() and not self.watch.is_done():
             self._leave()
-            if not self._is_done():
+            if not self.watch.is_done():
                 raise Left
-        if not self.submitted.is_set() and self.engine.is_waiting(self.jobs):
+        if not self.submitted.is_set() and self.engine.is_waiting(self.watch.jobs):
             self.submitted.set()
 
     def _take_note(self) -> None:
         """Take note of what came back, and send again what is to be sent again."""
         self._look()
-        for job in [job for job in self.jobs if isinstance(job.state, Dropped)]:
-            self.jobs.remove(job)
-            self._lose(job.number)
-        is_waiting = self._held or any(isinstance(job.state, Planned) for job in self.jobs)
-        if self._again and (self.left.is_set() or not is_waiting):
+        jobs = self.watch.jobs
+        for job in [job for job in jobs if isinstance(job.state, Dropped)]:
+            jobs.remove(job)
+            self.tries.lose(job.number)
+        is_waiting = self.watch.held or any(isinstance(job.state, Planned) for job in jobs)
+        if self.tries.again and (self.left.is_set() or not is_waiting):
             # Also where another process is to send it: so that it counts on from this round.
             self._send_again()
-
-    def _is_done(self) -> bool:
-        return not self._held and all(job.is_settled for job in self.jobs)
 
     def _leave(self) -> None:
         """Leave what there is to do to another process, which counts its tries on from here."""
         self.left.set()
         # A step that ends by this may bring results: they are taken note of as well.
-        self.engine.release(self)
+        self.watch.release()
         self._take_note()
-
-    def _cancel(self) -> None:
-        """Send nothing more, and ask for live batches to be cancelled."""
-        self._again.clear()
-        unsent = [*self._held, *(job.number for job in self.jobs if _is_unsent(job.state))]
-        self._held.clear()
-        for number in unsent:
-            self.engine.withdraw(self, self.checkpoint, number)
-        self._withdrawn.update(unsent)
-        self.jobs[:] = [job for job in self.jobs if job.number not in self._withdrawn]
-        self._drop_withdrawn()
-        now = self.engine.clock.monotonic()
-        if now < self._next_cancel:
-            return
-        for job in self.jobs:
-            if isinstance(job.state, Live) and job.state.batch.batch_id not in self._cancelled:
-                try:
-                    self.submission.provider.cancel(job.state.batch.batch_id)
-                except Unavailable:  # asked again; it keeps none of the others running
-                    self._next_cancel = now + _CANCEL_SECONDS
-                    continue
-                except ProviderError as reason:  # it goes on, and is collected when it has ended
-                    _log.warning("%s", reason)
-                self._cancelled.add(job.state.batch.batch_id)
-
-    def _drop_withdrawn(self) -> None:
-        """Give up what was withdrawn and was not sent, once no other run watches it."""
-        with self.checkpoint.planning:
-            for number in sorted(self._withdrawn):
-                state = self.checkpoint.shards[number].state
-                if not _is_unsent(state):  # it was sent in this moment, or given up by another
-                    self._withdrawn.discard(number)
-                    if not isinstance(state, Dropped):
-                        self._watch(number)
-                elif not self.engine.is_watched(self.checkpoint, number):
-                    self.checkpoint.drop(number, is_unwanted=True)
-                    if isinstance(state, Uploaded):
-                        delete_quietly(self.submission.provider, state.file_id)
-
-    def _lose(self, number: int) -> None:
-        """Take note that a shard with rows of ours was dropped, before it was sent."""
-        self._again[number] = self._ours(number, self.checkpoint.row_keys(number))
-
-    def _keys_in(self, numbers: Iterable[int]) -> pa.FixedSizeBinaryArray:
-        """The keys of all requests of these shards."""
-        keys = [self.checkpoint.row_keys(number) for number in numbers]
-        return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
-
-    def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
-        """Those of a shard's keys that name rows of this call."""
-        if number in self._made or not len(keys):
-            return keys
-        ours = pa.chunked_array([self.keys, *self.keys_of_windows])
-        # Those of a shard are few: all others are not made a set of for each shard.
-        ours = ours.filter(pc.is_in(ours, value_set=keys)).combine_chunks()
-        return keys.filter(pc.is_in(keys, value_set=ours))
-
-    def _is_worth_it(self, number: int, n_wanted: int) -> bool:
-        """False for a shard that was never sent and that is dropped.
-
-        It holds rows that nobody wants, or lines that take the service for another.
-        """
-        shard = self.checkpoint.shards[number]
-        state = shard.state
-        if (
-            not isinstance(state, Planned | Uploading | Uploaded)
-            or (n_wanted == shard.frozen.n_requests and self._is_addressed(number))
-            or self.engine.is_watched(self.checkpoint, number)
-        ):
-            return True
-        self.checkpoint.drop(number, is_unwanted=True)
-        if isinstance(state, Uploaded):
-            delete_quietly(self.submission.provider, state.file_id)
-        return False
-
-    def _is_addressed(self, number: int) -> bool:
-        """True for a shard whose lines call their endpoint what the service calls it."""
-        url = self.dialect.url(self.checkpoint.spec.endpoint)
-        return self.checkpoint.url_of(number) in {None, url}
-
-    def _warn_of_deletion(self, numbers: Iterable[int]) -> None:
-        """Tell of batches whose results the provider deletes soon, or has deleted."""
-        states = [self.checkpoint.shards[number].state for number in numbers]
-        dates = [
-            state.batch.created_at
-            for state in states
-            if isinstance(state, Live | Ended) and state.batch.created_at
-        ]
-        if dates and self.engine.clock.now() > min(dates) + (KEPT_DAYS - _WARN_DAYS) * 86_400:
-            _log.warning(
-                "the oldest batch without results is of %s: the provider deletes results after "
-                "%s days, and this call fetches what is there",
-                datetime.fromtimestamp(min(dates), UTC).date(),
-                KEPT_DAYS,
-            )
-
-    def _watch(self, number: int) -> None:
-        sent = Creating | Live | Ended | Collected
-        if isinstance(self.checkpoint.shards[number].state, sent):
-            self._sent_before.add(number)
-        # A shard under way counts on where it was made: a process that begins every ten minutes
-        # must come to an end of rows that fail each time.
-        self._rounds.setdefault(number, self.checkpoint.shards[number].frozen.round)
-        self.budget.expect(number)
-        job = self.engine.watch(self, self.checkpoint, number, self.submission)
-        if job not in self.jobs:
-            self.jobs.append(job)
 
     def _look(self) -> None:
         """Read what came, show where the run stands, send what the budget has room for, or stop."""
-        for job in self.jobs:
-            if job.number not in self._looked_at and isinstance(job.state, Collected):
+        for job in self.watch.jobs:
+            if job.number not in self.tries.looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
         # With what was just read: this may be the last look.
         self.progress.show(self.tally())
@@ -897,21 +334,47 @@ class Rounds:
         is_written = not self._n_unfrozen and not self._has_windows
         if self.tolerance.is_exceeded() and is_written:
             self._stop_if_more_is_to_be_sent()
+        self._send_held()
+        held = self.watch.held
+        if not self.left.is_set() and held and not self.tries.n_open() and is_written:
+            raise self.budget.exceeded(held[0], self._n_unsent())
+
+    def _look_at(self, number: int) -> None:
+        """Take note of a shard's results, or stop where more of the same would be in vain."""
+        results = self.tries.look_at(number)
+        reason = self.tries.in_vain(number, results)
+        if reason is not None and (self._n_unsent() or self.tries.has_unfinished(number, results)):
+            self.watch.release()  # what a step under way still sends is not called unsent
+            unsent = self._n_unsent()
+            rows = "1 row was" if unsent == 1 else f"{unsent} rows were"
+            left = f"{rows} not sent, and cost nothing. " if unsent else ""
+            raise ProviderError(
+                f"Rows failed, and others would too: {reason.rstrip('.')}. {left}Mend the cause "
+                "and run the call again, with retry_failed=True for the rows that failed for good."
+            )
+        self.tries.take_note(number, results)
+
+    def _stop_if_more_is_to_be_sent(self) -> None:
+        again = self.tries.again
+        # Who was told before and calls again has what is live collected first: it is paid for.
+        is_early = self.tries.was_exceeded and self.tries.n_open()
+        if (self._n_unsent() or again) and not is_early:
+            self.watch.release()  # what a step under way still sends is not called unsent
+            raise self.tolerance.exceeded(self._n_unsent() + sum(map(len, again.values())))
+
+    def _send_held(self) -> None:
+        """Send shards that were held, in their order, as far as there is room."""
+        held = self.watch.held
         # Another run that plans may drop what nobody watches yet.
-        with self.checkpoint.planning if self._held else nullcontext():
-            while self._held and not self.left.is_set():
-                number = self._held[0]
+        with self.checkpoint.planning if held else nullcontext():
+            while held and not self.left.is_set():
+                number = held[0]
                 if isinstance(self.checkpoint.shards[number].state, Dropped):
-                    self._lose(self._held.pop(0))  # by a run that wants only some of its rows
-                elif self._has_place() and self.budget.has_room(number, self.jobs):
-                    self._watch(self._held.pop(0))
+                    self.tries.lose(held.pop(0))  # by a run that wants only some of its rows
+                elif self._has_place() and self.budget.has_room(number, self.watch.jobs):
+                    self.watch.watch(held.pop(0))
                 else:
                     break
-        if self.left.is_set():
-            return
-        is_idle = all(job.number in self._looked_at for job in self.jobs)
-        if self._held and is_idle and is_written:
-            raise self.budget.exceeded(self._held[0], self._n_unsent())
 
     def _has_place(self) -> bool:
         """False for a shard that waits until the results of one before it were looked at.
@@ -920,167 +383,12 @@ class Rounds:
         """
         if self.tolerance.ratio is None:
             return True
-        n_open = sum(job.number not in self._looked_at for job in self.jobs)
-        is_first = n_open < self.submission.limits.max_live_batches
+        is_first = self.tries.n_open() < self.submission.limits.max_live_batches
         return is_first and not self.tolerance.is_exceeded()
 
-    def _look_at(self, number: int) -> None:
-        """Take note of a shard's results, and of which of its rows are to be sent again."""
-        self._looked_at[number] = 0
-        results = self.checkpoint.results_of(number, _FOR_LOOKS)
-        cost = pc.sum(results["cost_usd"], skip_nulls=False).as_py()
-        known = self._cost_usd is not None and cost is not None
-        self._cost_usd = self._cost_usd + cost if known else None
-        self.budget.spend(number, results)
-        if number not in self._sent_before:
-            self._stop_if_hopeless(number, results)
-        if self._has_rounds(number):
-            again = self._ours(number, keys_of(results.filter(unfinished(results))))
-            if len(again):
-                self._looked_at[number] = len(again)
-                self._again[number] = again
-        if self.tolerance.ratio is not None:
-            self._count(number, results)
-
-    def _count(self, number: int, results: pa.Table) -> None:
-        """Take note of a shard's results that are not tried again."""
-        if number in self._again:
-            is_again = pc.is_in(keys_of(results), value_set=self._again[number])
-            results = results.filter(pc.invert(is_again))
-        keys = keys_of(results)
-        self.tolerance.count(
-            results,
-            _n_answered(keys, self.keys)
-            if self.options.dedupe
-            else pc.is_in(keys, value_set=self._ours(number, keys)).cast(pa.int64()),
-        )
-
-    def _has_rounds(self, number: int) -> bool:
-        is_left = self._rounds.get(number, 0) < self.options.max_retries
-        return is_left and not self.checkpoint.is_cancelled()
-
-    def _stop_if_hopeless(self, number: int, results: pa.Table) -> None:
-        reason = hopeless(results, proven=self._is_proven)
-        if reason is None:
-            self._is_proven = True
-            return
-        is_again = self._has_rounds(number) and pc.any(unfinished(results)).as_py()
-        if self._n_unsent() or is_again:
-            self.engine.release(self)  # what a step under way still sends is not called unsent
-            unsent = self._n_unsent()
-            rows = "1 row was" if unsent == 1 else f"{unsent} rows were"
-            left = f"{rows} not sent, and cost nothing. " if unsent else ""
-            reason = reason.rstrip(".")
-            raise ProviderError(
-                f"Rows failed, and others would too: {reason}. {left}Mend the cause and run the "
-                "call again, with retry_failed=True for the rows that failed for good."
-            )
-
-    def _stop_if_more_is_to_be_sent(self) -> None:
-        # Who was told before and calls again has what is live collected first: it is paid for.
-        is_live = any(job.number not in self._looked_at for job in self.jobs)
-        if (self._n_unsent() or self._again) and not (self._was_exceeded and is_live):
-            self.engine.release(self)  # what a step under way still sends is not called unsent
-            raise self.tolerance.exceeded(self._n_unsent() + sum(map(len, self._again.values())))
-
-    def _n_held(self) -> int:
-        return sum(self.checkpoint.shards[number].frozen.n_requests for number in list(self._held))
-
     def _n_unsent(self) -> int:
-        known = Creating | Live | Ended | Collected
-        waiting = (job for job in self.jobs if not isinstance(job.state, known))
-        return self._n_unfrozen + self._n_held() + sum(job.n_requests for job in waiting)
-
-    def tally(self) -> Tally:
-        """Where the run stands; rows that are sent again count where they were sent last."""
-        prepared = sent = done = 0
-        jobs = list(self.jobs)
-        for job in jobs:
-            state = job.state
-            n_requests = job.n_requests - self._looked_at.get(job.number, 0)
-            prepared += n_requests
-            sent += n_requests if isinstance(state, Live | Ended | Collected) else 0
-            done += _n_done(state, n_requests)
-        total = self._n_unfrozen + self._n_held() + prepared
-        return Tally(
-            total=total + sum(map(len, list(self._again.values()))),
-            prepared=prepared,
-            sent=sent,
-            done=done,
-            n_live=sum(isinstance(job.state, Live) for job in jobs),
-            cost_usd=self._cost_usd,
-            note=next((job.note for job in jobs if job.note), ""),
-        )
+        return self._n_unfrozen + self.watch.n_unsent()
 
 
 class Left(BaseException):
     """The work was left to others: not an error, and nothing that an `except` may swallow."""
-
-
-def _n_asked(rows: Rows) -> int:
-    return len(rows) - int(rows.prompts.null_count)
-
-
-def _n_answered(keys: pa.FixedSizeBinaryArray, rows: pa.FixedSizeBinaryArray) -> pa.Int64Array:
-    """How many rows each of the keys answers, where `rows` has the key of each row's request."""
-    counts = rows.drop_null().value_counts()
-    places = pc.index_in(keys, value_set=counts.field("values"))
-    return pc.fill_null(counts.field("counts").take(places), 0)
-
-
-def _is_unsent(state: State) -> bool:
-    return isinstance(state, Planned | Uploading | Uploaded)
-
-
-def _n_done(state: State, n_requests: int) -> int:
-    match state:
-        case Live(batch=batch):
-            return min(batch.n_done, n_requests)
-        case Ended() | Collected():
-            return n_requests
-        case _:
-            return 0
-
-
-def _by_model(rows: Rows, positions: pa.Array) -> pa.Array:
-    """The positions, those of one model after those of another, else in their order."""
-    if rows.models is None:
-        return positions
-    codes = rows.models.take(positions).dictionary_encode().indices
-    return positions.take(pc.array_sort_indices(codes))
-
-
-def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
-    over = pc.indices_nonzero(pc.fill_null(pc.greater(keys.line_bytes, max_bytes), False))
-    if len(over):
-        first = over[0].as_py()
-        raise RowError(
-            f"{len(over)} {'row is' if len(over) == 1 else 'rows are'} larger than a file may be "
-            f"({max_bytes:,} bytes). The first is row {first}, id {ids[first].as_py()!r}, "
-            f"with {keys.line_bytes[first].as_py():,} bytes. Nothing was sent. Shorten the prompt, "
-            "or raise Limits(max_bytes=...)."
-        )
-
-
-def warn_of_unknown_prices(models: Sequence[str], way_out: str = "") -> None:
-    """Warn the caller of this package of models that answered and whose price is not known.
-
-    Args:
-        models: Their names; none is no reason to warn.
-        way_out: What to do about it, with {} for the first of them.
-    """
-    if models:
-        warnings.warn(
-            f"No price is known for {', '.join(models)}: their cost is null, not zero."
-            f"{way_out.format(models[0])}",
-            stacklevel=_stacklevel(),
-        )
-
-
-def _stacklevel() -> int:
-    """How far up the caller of this package stands, seen from the function that calls this."""
-    level, frame = 1, sys._getframe(1)  # noqa: SLF001 - the way of the standard library's own
-    package = __name__.partition(".")[0] + "."
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith(package):
-        level, frame = level + 1, frame.f_back
-    return level

@@ -182,9 +182,9 @@ MUTATIONS = (
     ),
     Mutation(
         "a shard with unwanted rows is dropped",
-        "rounds.py",
-        "            return True\n        self.checkpoint.drop(number, is_unwanted=True)",
-        "            return True\n        return number >= 0",
+        "planning.py",
+        "            if not self._is_worth_it(number, n_wanted):",
+        "            if n_wanted < 0:",
         "engine/test_engine.py",
         "never_sent",
     ),
@@ -230,7 +230,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rows that were prepared for another service are prepared anew",
-        "rounds.py",
+        "planning.py",
         " and self._is_addressed(number)",
         "",
         "frames/test_dialects.py",

@@ -41,10 +41,12 @@ __all__ = [
     "Reconcile",
     "ResultsCommitted",
     "ResultsLost",
+    "Sent",
     "ShardDropped",
     "ShardFrozen",
     "State",
     "TurnedAway",
+    "Unsent",
     "Upload",
     "UploadStarted",
     "Uploaded",
@@ -284,7 +286,11 @@ class Dropped(msgspec.Struct, frozen=True, kw_only=True):
     is_unwanted: bool = False
 
 
-State = Planned | Uploading | Uploaded | Creating | Live | Ended | Collected | Dropped
+#: Nothing of the shard can have been paid for.
+Unsent = Planned | Uploading | Uploaded
+#: A create was sent.
+Sent = Creating | Live | Ended | Collected
+State = Unsent | Sent | Dropped
 
 
 class IllegalTransitionError(AssertionError):

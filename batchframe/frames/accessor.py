@@ -647,7 +647,7 @@ def attach(
     """
     check_values(checkpoint=checkpoint, dedupe=dedupe, output=output, prices=prices)
     check_values(details=details)
-    from batchframe.rounds import find_rows
+    from batchframe.answers import find_rows
 
     there = read_checkpoint(checkpoint)
     call = attached(

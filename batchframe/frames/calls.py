@@ -556,8 +556,9 @@ def sent(
 
     `spec` are the fields but the account.
     """
+    from batchframe.answers import warn_of_unknown_prices
     from batchframe.core.prices import unpriced_models
-    from batchframe.rounds import run_rows, warn_of_unknown_prices
+    from batchframe.running import run_rows
 
     shared, submission, path, options = how(settings, spec)
     results, positions, _, checkpoint = run_rows(rows, shared, submission, path, options=options)
@@ -581,8 +582,9 @@ def sent_windows(
 
     Returns the checkpoint that has the answers, and for each window the keys of its requests.
     """
+    from batchframe.answers import warn_of_unknown_prices
     from batchframe.core.prices import unpriced_models
-    from batchframe.rounds import run_windows, warn_of_unknown_prices
+    from batchframe.running import run_windows
 
     shared, submission, path, options = how(settings, spec)
     keys = run_windows(windows, shared, submission, path, options=options)

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from batchframe.answers import find_windows
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.columns import result_columns
 from batchframe.core.requests import Rows
@@ -28,7 +29,6 @@ from batchframe.errors import ColumnError, ParameterError
 from batchframe.frames import inputs
 from batchframe.frames.calls import Call, Columns, rows_of_table, unanswered
 from batchframe.frames.failures import Failures
-from batchframe.rounds import find_windows
 from batchframe.storage import replacing
 
 __all__ = ["Source", "write_answers"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from batchframe.accounts import account_of
+from batchframe.answers import find_keys, warn_of_unknown_prices
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider, Unavailable
 from batchframe.clock import SystemClock
@@ -40,6 +41,7 @@ from batchframe.frames.calls import (
     unanswered,
 )
 from batchframe.frames.usage import Usage
+from batchframe.going_on import how_to_resume
 from batchframe.layout import LOG, SPEC
 from batchframe.overview import batches_of, overview_of
 from batchframe.pages import card
@@ -47,15 +49,9 @@ from batchframe.pages import report as report_page
 from batchframe.parameters import HOME, check_values
 from batchframe.plans import usage_in
 from batchframe.progress import Progress, Silence, progress_for
-from batchframe.rounds import (
-    Left,
-    Rounds,
-    find_keys,
-    rounds_of_checkpoint,
-    rounds_of_rows,
-    warn_of_unknown_prices,
-)
+from batchframe.rounds import Left, Rounds
 from batchframe.run_status import RunStatus, status_of
+from batchframe.running import rounds_of_checkpoint, rounds_of_rows
 from batchframe.storage import Storage
 from batchframe.sums import Sums
 
@@ -527,7 +523,7 @@ def begun(
         run._watch(rounds.submitted, None)  # noqa: SLF001 - of this module
     except BaseException as error:
         run.detach()
-        error.add_note(rounds.how_to_resume())
+        error.add_note(how_to_resume(rounds.checkpoint))
         raise
     return run._outcome()  # noqa: SLF001 - likewise
 

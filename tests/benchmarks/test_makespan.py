@@ -26,7 +26,8 @@ from batchframe.emulator import JumpClock, LocalServer
 from batchframe.emulator.tokens import count_prompt_tokens
 from batchframe.engine import Engine
 from batchframe.jobs import Submission
-from batchframe.rounds import Options, run_rows
+from batchframe.rounds import Options
+from batchframe.running import run_rows
 
 pytestmark = pytest.mark.benchmark
 

@@ -14,7 +14,8 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import JumpClock, LocalServer
 from batchframe.engine import Engine
 from batchframe.jobs import Submission
-from batchframe.rounds import Options, run_rows
+from batchframe.rounds import Options
+from batchframe.running import run_rows
 from batchframe.storage import Storage
 
 

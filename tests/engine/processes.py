@@ -140,7 +140,7 @@ _WARM = (
     "batchframe.formats",
     "batchframe.frames.inputs",
     "batchframe.frames.pandas",
-    "batchframe.rounds",
+    "batchframe.running",
     "genai_prices.data",
     "openai.resources.batches",
     "openai.resources.files",

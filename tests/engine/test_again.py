@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 import batchframe as bf
+from batchframe.answers import find_windows
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider
 from batchframe.core.requests import Rows
@@ -13,7 +14,8 @@ from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, LocalServer
 from batchframe.jobs import Submission
-from batchframe.rounds import Options, rounds_of_checkpoint, run_rows, run_windows
+from batchframe.rounds import Options
+from batchframe.running import rounds_of_checkpoint, run_rows, run_windows
 from batchframe.storage import Storage
 
 
@@ -99,6 +101,51 @@ def test_runs_with_the_same_rows_try_them_no_more_often_than_one(call, clock):
         assert server.calls()["batches.create"] == 4
 
 
+def test_a_run_that_was_answered_is_not_called_hopeless_for_what_another_met(
+    engine, clock, tmp_path
+):
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        if asked.startswith("too long"):
+            return 400, {"error": {"message": "Too long.", "code": "context_length_exceeded"}}
+        return f"ok {asked}"
+
+    def row(number, prompt):
+        return Rows(ids=pa.array([number]), prompts=pa.array([prompt]))
+
+    first, second = row(0, "short"), row(1, "too long")
+    others, last = row(2, "too long as well"), row(3, "short as well")
+    with LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server:
+        provider = Provider(server.client())
+        submission = Submission(
+            provider=provider, limits=Limits(), completion_window="24h", poll_interval=None
+        )
+        spec, path = Spec(model="gpt-4o", account=provider.account), tmp_path / "checkpoint"
+        how = {"options": Options(progress=False), "engine": engine}
+
+        asked = []
+
+        def run_them(*them):
+            for rows in them if len(asked) == 2 else ():  # the first time they are only counted
+                run_rows(rows, spec, submission, path, **how)
+
+        def windows():
+            asked.append("once more")
+            yield first
+            run_them(first)
+            yield second
+            # What others meet is read for the last rows, and says nothing of the first ones.
+            run_them(second, others)
+            yield last
+
+        keys = run_windows(windows, spec, submission, path, **how)
+
+        there = Checkpoint.read(path, Storage(), clock)
+        assert [
+            answers.results["status"].to_pylist() for answers in find_windows(keys, there, None)
+        ] == [["ok"], ["failed"], ["ok"]]
+
+
 def test_what_is_left_is_not_called_hopeless_where_a_row_was_answered(call, clock):
     def answer(body):
         asked = body["messages"][-1]["content"]
@@ -116,6 +163,24 @@ def test_what_is_left_is_not_called_hopeless_where_a_row_was_answered(call, cloc
         assert server.calls()["batches.create"] == 5
         results = call(server, QUESTIONS[:5], limits=limits)
         assert [result["status"] for result in results] == ["ok", "ok", "failed", "ok", "ok"]
+
+
+def test_failures_of_equal_rows_count_as_well_where_the_frame_is_gone(call, clock):
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        if asked != "question 0":
+            return 400, {"error": {"message": "Too long.", "code": "context_length_exceeded"}}
+        return f"ok {asked}"
+
+    how = {"limits": Limits(max_requests=1, max_live_batches=1), "dedupe": True}
+    with LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS[:5], max_error_ratio=0.2, timeout=250, **how)
+
+        # One failure of five rows is allowed, and the second one is one too many.
+        with pytest.raises(bf.ErrorRatioExceededError, match="2 of the 3 rows that ended"):
+            call(server, **how)
+        assert server.calls()["batches.create"] == 3
 
 
 def test_lines_that_were_changed_on_the_disk_are_not_sent(call, clock, tmp_path):

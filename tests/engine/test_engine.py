@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import batchframe as bf
+from batchframe.answers import find_rows
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider
 from batchframe.core.batches import Collected
@@ -23,7 +24,8 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
 from batchframe.engine import Engine
 from batchframe.jobs import Submission
-from batchframe.rounds import Options, find_rows, run_rows, run_windows
+from batchframe.rounds import Options
+from batchframe.running import run_rows, run_windows
 from batchframe.storage import Storage
 
 

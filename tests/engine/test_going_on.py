@@ -15,7 +15,8 @@ from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, LocalServer
 from batchframe.jobs import Submission
-from batchframe.rounds import Left, Options, rounds_of_rows
+from batchframe.rounds import Left, Options
+from batchframe.running import rounds_of_rows
 from batchframe.storage import Storage
 
 
@@ -107,7 +108,7 @@ class Late(Storage):
     def replace(self, path):
         if (path.parent.name, path.name) == ("results", "00000.parquet"):
             self.rounds.left.set()
-            while self.rounds.jobs[0].watchers:
+            while self.rounds.watch.jobs[0].watchers:
                 threading.Event().wait(0.001)
         return super().replace(path)
 

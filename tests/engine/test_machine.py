@@ -23,7 +23,8 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import Fault, JumpClock, LocalServer
 from batchframe.engine import Engine
 from batchframe.jobs import Submission
-from batchframe.rounds import Options, run_rows
+from batchframe.rounds import Options
+from batchframe.running import run_rows
 from tests.engine.mortality import Died, Life, MortalProvider, MortalStorage
 
 HOUR = 3600.0

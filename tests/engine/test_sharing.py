@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 import batchframe as bf
+from batchframe.answers import find_keys
 from batchframe.client import Provider
 from batchframe.core.batches import Collected
 from batchframe.core.requests import Rows
@@ -16,7 +17,8 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
 from batchframe.engine import Engine
 from batchframe.jobs import Submission
-from batchframe.rounds import Left, Options, find_keys, rounds_of_rows
+from batchframe.rounds import Left, Options
+from batchframe.running import rounds_of_rows
 from batchframe.storage import Storage
 
 
