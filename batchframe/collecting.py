@@ -24,10 +24,12 @@ from batchframe.core.batches import (
     ResultsLost,
     Usage,
 )
+from batchframe.core.lines import split_lines
 from batchframe.core.prices import priced
 from batchframe.core.rates import Prices
 from batchframe.core.results import Collected as Results
-from batchframe.core.results import Status, collect_results, whole_lines
+from batchframe.core.results import collect_results
+from batchframe.core.statuses import Status
 from batchframe.errors import AccountMismatchError, CheckpointCorruptError
 from batchframe.jobs import Job, Submission
 from batchframe.layout import DownloadKind
@@ -162,7 +164,7 @@ def _collected(
         requests["row_key"].to_pylist(),
         requests["id"].combine_chunks(),
         chain.from_iterable(
-            whole_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
+            split_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
         ),
         batch_id=batch.batch_id,
         ended=ended.value,

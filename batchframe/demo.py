@@ -325,7 +325,7 @@ def _run_again(frame: Any, job: Mapping[str, Any], server: "LocalServer") -> Non
 
 def _print_usage(table: "pa.Table", max_completion_tokens: int) -> None:
     """Rows by library and status, with their tokens and cost, and the total."""
-    from batchframe.core.results import Status
+    from batchframe.core.statuses import Status
 
     measures = ["completion_input_tokens", "completion_output_tokens", "completion_cost_usd"]
     wanted = [([], "count_all"), *((name, "sum") for name in measures)]

@@ -45,10 +45,11 @@ from batchframe.bodies import body_params
 from batchframe.client import Provider
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
+from batchframe.core.lines import split_lines
 from batchframe.core.pieces import encode_messages
 from batchframe.core.prices import unpriced_models
 from batchframe.core.requests import Rows, render_requests
-from batchframe.core.results import answer_bodies, split_lines
+from batchframe.core.results import answer_bodies
 from batchframe.core.shards import Limits, fitting
 from batchframe.core.spec import CHAT_COMPLETIONS, Spec, json_value
 from batchframe.core.usage import prompt_and_completion_usd

@@ -16,9 +16,9 @@ from batchframe.checkpoint import Checkpoint
 from batchframe.core.histories import ShardHistory, histories, table_of_batches
 from batchframe.core.rates import Prices
 from batchframe.core.reasons import FOR_REASONS, Failure, by_reason, not_ok
-from batchframe.core.results import Status
 from batchframe.core.spec import Spec
 from batchframe.core.standing import Standing
+from batchframe.core.statuses import Status
 from batchframe.core.texts import printable
 from batchframe.core.usage import TOTAL, Difference
 from batchframe.plans import usage_in

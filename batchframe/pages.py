@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from batchframe.core.histories import ShardHistory
-from batchframe.core.results import ANSWERED, Status
 from batchframe.core.standing import IN_PROGRESS, WAITING
+from batchframe.core.statuses import ANSWERED, Status
 from batchframe.core.texts import dollars, duration, printable
 from batchframe.core.usage import CATEGORIES, TOTAL
 from batchframe.overview import Overview

@@ -17,8 +17,9 @@ from batchframe.checkpoint import Checkpoint
 from batchframe.collecting import repair
 from batchframe.core.batches import Dropped, Sent, Unsent
 from batchframe.core.requests import RowKeys, Rows, row_keys
-from batchframe.core.results import RESULT_SCHEMA, Status
+from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.retries import latest
+from batchframe.core.statuses import Status
 from batchframe.engine import Engine
 from batchframe.errors import CheckpointCorruptError
 from batchframe.jobs import Submission

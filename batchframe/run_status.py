@@ -10,7 +10,6 @@ from pathlib import Path
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import KEPT_DAYS, Collected, Dropped, Ended, Live
 from batchframe.core.rates import Prices
-from batchframe.core.results import ANSWERED
 from batchframe.core.spec import Spec
 from batchframe.core.standing import (
     BATCH_WORDS,
@@ -23,6 +22,7 @@ from batchframe.core.standing import (
     seconds_left,
     word_of,
 )
+from batchframe.core.statuses import ANSWERED
 from batchframe.core.texts import dollars, duration, printable
 from batchframe.sums import Sums
 

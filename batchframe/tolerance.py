@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from batchframe.core.results import ANSWERED
 from batchframe.core.retries import too_many
+from batchframe.core.statuses import ANSWERED
 from batchframe.errors import ErrorRatioExceededError
 
 __all__ = ["Tolerance"]

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import Collected, Ended, Live, State
-from batchframe.core.results import Status
 from batchframe.core.retries import hopeless, latest, unfinished
+from batchframe.core.statuses import Status
 from batchframe.plans import FOR_PLANS, keys_of
 from batchframe.progress import Tally
 from batchframe.tolerance import Tolerance

@@ -7,7 +7,7 @@ import pytest
 
 from batchframe.core.columns import column_names
 from batchframe.core.dialects import DIALECTS
-from batchframe.core.results import Status
+from batchframe.core.statuses import Status
 from batchframe.emulator import LocalServer
 
 ROOT = Path(__file__).parents[1]

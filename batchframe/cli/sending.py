@@ -283,7 +283,7 @@ def _told(new: "pa.Table", output: str) -> dict[str, Any]:
     """What became of the rows, by their new columns."""
     import pyarrow.compute as pc
 
-    from batchframe.core.results import ANSWERED
+    from batchframe.core.statuses import ANSWERED
 
     rows = dict(Counter(new[f"{output}_status"].to_pylist()).most_common())
     cost = new[f"{output}_cost_usd"]

@@ -13,7 +13,8 @@ from typing import TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.results import Status, take
+from batchframe.core.results import take
+from batchframe.core.statuses import Status
 
 __all__ = ["Form", "column_names", "result_columns"]
 

@@ -24,7 +24,8 @@ from batchframe.core.rates import (
     rates_for,
     standard_rates,
 )
-from batchframe.core.results import MAYBE_BILLED, RESULT_SCHEMA, Status
+from batchframe.core.results import RESULT_SCHEMA
+from batchframe.core.statuses import MAYBE_BILLED, Status
 
 __all__ = [
     "OWN_PRICES",

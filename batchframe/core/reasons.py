@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.results import Status
+from batchframe.core.statuses import Status
 from batchframe.core.texts import printable
 
 __all__ = ["FOR_REASONS", "Failure", "by_reason", "not_ok"]

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.core.batches import BatchSeen, BatchStatus
-from batchframe.core.results import COUNTS, Status
+from batchframe.core.results import COUNTS
+from batchframe.core.statuses import Status
 
 __all__ = [
     "PASSING_REFUSALS",

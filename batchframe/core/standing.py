@@ -22,8 +22,8 @@ from batchframe.core.batches import (
     Uploaded,
     Uploading,
 )
-from batchframe.core.results import Status
 from batchframe.core.retries import latest, was_turned_away
+from batchframe.core.statuses import Status
 
 __all__ = [
     "BATCH_WORDS",

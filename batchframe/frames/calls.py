@@ -570,7 +570,7 @@ def sent(
 
 def unanswered(checkpoint: "Checkpoint") -> str:
     """The status of a call's rows that have no result at its end."""
-    from batchframe.core.results import Status
+    from batchframe.core.statuses import Status
 
     return Status.CANCELLED if checkpoint.is_cancelled() else Status.MISSING
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchframe.core.results import ANSWERED, Status
 from batchframe.core.retries import too_many, unfinished
+from batchframe.core.statuses import ANSWERED, Status
 from batchframe.errors import BatchframeError, ErrorRatioExceededError, UnansweredError
 
 if TYPE_CHECKING:

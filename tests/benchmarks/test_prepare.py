@@ -21,9 +21,10 @@ import pytest
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.clock import SystemClock
+from batchframe.core.lines import decode, split_lines
 from batchframe.core.prices import priced
 from batchframe.core.requests import Rows, render_requests
-from batchframe.core.results import _LINE, collect_results, whole_lines
+from batchframe.core.results import collect_results
 from batchframe.core.shards import Limits, cut_shards
 from batchframe.core.spec import Account, Spec
 from batchframe.storage import Storage
@@ -130,16 +131,14 @@ def test_collecting(tmp_path):
             for _ in range(n // part):
                 pieces = (data[at : at + PIECE] for at in range(0, len(data), PIECE))
                 table = collect_results(
-                    keys[:part], ids[:part], whole_lines(pieces), batch_id="b", ended="completed"
+                    keys[:part], ids[:part], split_lines(pieces), batch_id="b", ended="completed"
                 ).table
                 at = datetime.now(UTC)
                 pq.write_table(priced(table, model="gpt-4o-mini", at=at), tmp_path / "ours.parquet")
 
         def floor(n=n, part=part, lines=lines):
             for _ in range(n // part):
-                texts = [
-                    _LINE.decode(line).response.body.choices[0].message for line in lines[:part]
-                ]
+                texts = [decode(line).response.body.choices[0].message for line in lines[:part]]
                 table = pa.table({"completion": [message.content for message in texts]})
                 pq.write_table(table, tmp_path / "floor.parquet")
 

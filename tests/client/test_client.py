@@ -615,7 +615,10 @@ def test_nobody_there_is_unavailable_and_a_create_unknown(raw, raw_provider):
             {"errors": {"data": [{"code": None, "line": "3", "param": 4}]}},
             {"errors": (BatchError(code="", message=""),)},
         ),
-        ({"request_counts": {"total": 9, "completed": 3, "failed": 2}}, {"n_done": 5, "n_answered": 3}),
+        (
+            {"request_counts": {"total": 9, "completed": 3, "failed": 2}},
+            {"n_done": 5, "n_answered": 3},
+        ),
         ({"request_counts": {"completed": None}}, {}),
         ({"request_counts": []}, {}),
         ({"request_counts": [1]}, {}),

@@ -3,7 +3,7 @@
 import json
 import random
 from hashlib import blake2b
-from itertools import pairwise
+from itertools import chain, pairwise
 from time import perf_counter
 
 import pyarrow as pa
@@ -12,16 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchframe.core.batches import BatchError
-from batchframe.core.results import (
-    MAYBE_BILLED,
-    RESULT_SCHEMA,
-    Collected,
-    Status,
-    answer_bodies,
-    collect_results,
-    split_lines,
-    whole_lines,
-)
+from batchframe.core.lines import split_lines
+from batchframe.core.results import RESULT_SCHEMA, Collected, answer_bodies, collect_results
+from batchframe.core.statuses import MAYBE_BILLED, Status
 
 KEY = bytes(range(16))
 
@@ -64,8 +57,12 @@ def chat(content="hello", *, finish_reason="stop", usage=None, **message):
 def collect(lines, row_keys=(KEY,), *, ended="completed", batch_errors=()):
     ids = pa.array([f"id-{i}" for i in range(len(row_keys))], pa.string())
     return collect_results(
-        row_keys, ids, lines, batch_id="batch_1", ended=ended, batch_errors=batch_errors
+        row_keys, ids, [lines], batch_id="batch_1", ended=ended, batch_errors=batch_errors
     )
+
+
+def bodies_of(lines):
+    return answer_bodies([lines])
 
 
 def one(raw, **kwargs):
@@ -83,6 +80,10 @@ def cut(data, borders):
     return [data[a:b] for a, b in pairwise(at)]
 
 
+def lines_of(chunks):
+    return list(chain.from_iterable(split_lines(chunks)))
+
+
 @given(
     st.lists(st.binary(min_size=1).filter(lambda b: b"\n" not in b and b.strip() == b)),
     st.lists(st.integers(0, 200)),
@@ -95,34 +96,25 @@ def test_lines_survive_any_chunk_borders_line_ends_and_blank_lines(
 ):
     lines = [one.removeprefix(b"\xef\xbb\xbf") or b"x" for one in lines]
     data = (b"\xef\xbb\xbf" if with_bom else b"") + end.join(lines) + (end * with_last_end)
-    assert list(split_lines(cut(data, borders))) == lines
+    assert lines_of(cut(data, borders)) == lines
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
 def test_only_a_line_feed_ends_a_line(separator):
     text = f'{{"a": "x{separator}y"}}'.encode()
-    assert list(split_lines([text + b"\n" + text])) == [text, text]
+    assert lines_of([text + b"\n" + text]) == [text, text]
 
 
 def test_no_chunks_and_empty_chunks_give_no_lines():
-    assert list(split_lines([])) == []
-    assert list(split_lines([b"", b"", b"\n", b""])) == []
-
-
-@given(st.binary(), st.lists(st.integers(0, 200)))
-def test_blocks_are_all_of_the_bytes_and_end_with_lines(data, borders):
-    blocks = list(whole_lines(cut(data, borders)))
-    assert b"".join(blocks) == data
-    assert all(block.endswith(b"\n") for block in blocks[:-1])
-    assert all(blocks)
+    assert lines_of([]) == []
+    assert lines_of([b"", b"", b"\n", b""]) == []
 
 
 def test_a_line_of_50_mb_in_small_chunks_takes_linear_time():
     chunk = b"x" * 4096
     before = perf_counter()
-    for split in (split_lines, whole_lines):
-        (long,) = split(chunk for _ in range(12_207))
-        assert len(long) == 12_207 * 4096
+    (long,) = lines_of(chunk for _ in range(12_207))
+    assert len(long) == 12_207 * 4096
     assert perf_counter() - before < 10  # 0.2 s; quadratic time would be minutes
 
 
@@ -585,7 +577,8 @@ def test_every_request_has_exactly_one_row_in_order_whatever_the_lines(
     ]
     assert (collected.n_duplicate, collected.n_foreign) == (n_duplicate, n_foreign)
     assert collected.output_tokens == 5 * sum(row["status"] == "ok" for row in rows)
-    assert collect(whole_lines(cut(end.join(lines), borders)), row_keys, ended=ended) == collected
+    cut_lines = lines_of(cut(end.join(lines), borders))
+    assert collect(cut_lines, row_keys, ended=ended) == collected
 
 
 JSON = st.recursive(
@@ -643,7 +636,7 @@ def test_200_000_lines_a_second_are_read():
 def test_bodies_come_back_as_the_service_gave_them_but_for_half_characters():
     body = {"choices": [{"index": 0, "message": {"content": "\u2028"}}], "usage": {"a": [1.5]}}
     other, third = (key.hex() for key in keys(3)[1:])
-    bodies = answer_bodies(
+    bodies = bodies_of(
         [
             encode(line(key=bytes.fromhex(other), body=None, status_code=500)),
             encode(line(body=body)),
@@ -659,5 +652,5 @@ def test_bodies_come_back_as_the_service_gave_them_but_for_half_characters():
         third: {"choices": ["in a string"]},
     }
     raw = b'{"custom_id": "%s", "response": {"status_code": 200, "body": {"x": "a\\ud83d"}}}'
-    assert answer_bodies([raw % other.encode()]) == {other: {"x": "a\ufffd"}}
-    assert answer_bodies([encode(line(body="a page"))]) == {KEY.hex(): {}}
+    assert bodies_of([raw % other.encode()]) == {other: {"x": "a\ufffd"}}
+    assert bodies_of([encode(line(body="a page"))]) == {KEY.hex(): {}}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.results import RESULT_SCHEMA, Status
+from batchframe.core.results import RESULT_SCHEMA
 from batchframe.core.retries import (
     _RETRYABLE_CODES,
     hopeless,
@@ -17,6 +17,7 @@ from batchframe.core.retries import (
     too_many,
     unfinished,
 )
+from batchframe.core.statuses import Status
 
 
 def a_table(*rows):
