@@ -11,13 +11,13 @@ rows are the ids, and 16 bytes for the key of each row.
 import functools
 import glob
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchframe.answers import find_windows
@@ -30,6 +30,10 @@ from batchframe.frames import inputs
 from batchframe.frames.calls import Call, Columns, rows_of_table, unanswered
 from batchframe.frames.failures import Failures
 from batchframe.storage import replacing
+
+if TYPE_CHECKING:
+    import pyarrow.dataset as ds
+    from typing_extensions import TypeIs
 
 __all__ = ["Source", "write_answers"]
 
@@ -58,9 +62,7 @@ class Source:
                     f"{_differences(self.schema, other)}. Nothing was sent."
                 )
 
-        if isinstance(source, ds.Dataset) and (
-            others := set(source.schema.names) - set(self.schema.names)
-        ):
+        if _is_dataset(source) and (others := set(source.schema.names) - set(self.schema.names)):
             raise ParameterError(
                 f"The dataset has columns that are in the names of its folders and not in its "
                 f"files: {', '.join(sorted(others))}. Nothing was sent. Write them into the files, "
@@ -82,10 +84,10 @@ class Source:
 
     def column(self, label: str) -> pa.Array:
         """All values of one column."""
-        chunks = [
-            pq.read_table(path, columns=[label], partitioning=None, use_threads=False)
-            for path in self.paths
-        ]
+        chunks = []
+        for path in self.paths:
+            with pq.ParquetFile(path) as file:
+                chunks.append(file.read([label], use_threads=False))
         array = pa.concat_tables(chunks)[label]
         return (
             array.cast(pa.large_string()) if pa.types.is_string(array.type) else array
@@ -121,8 +123,16 @@ def _plain(batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_batches([batch], batch.schema.with_metadata(None))
 
 
+def _is_dataset(source: object) -> "TypeIs[ds.Dataset]":
+    # Whoever has one has imported its module, which takes a quarter of a second.
+    module = sys.modules.get("pyarrow.dataset")
+    return module is not None and isinstance(source, module.Dataset)
+
+
 def _files(source: "str | Path | Sequence[str | Path] | ds.Dataset") -> list[Path]:
-    if isinstance(source, ds.Dataset):
+    if _is_dataset(source):
+        import pyarrow.dataset as ds
+
         if not isinstance(source, ds.FileSystemDataset) or not isinstance(
             source.format, ds.ParquetFileFormat
         ):
