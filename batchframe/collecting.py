@@ -24,7 +24,7 @@ from batchframe.core.batches import (
     ResultsLost,
     Usage,
 )
-from batchframe.core.lines import split_lines
+from batchframe.core.lines import whole_lines
 from batchframe.core.prices import priced
 from batchframe.core.rates import Prices
 from batchframe.core.results import Collected as Results
@@ -164,7 +164,7 @@ def _collected(
         requests["row_key"].to_pylist(),
         requests["id"].combine_chunks(),
         chain.from_iterable(
-            split_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
+            whole_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
         ),
         batch_id=batch.batch_id,
         ended=ended.value,

@@ -45,7 +45,7 @@ from batchframe.bodies import body_params
 from batchframe.client import Provider
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
-from batchframe.core.lines import split_lines
+from batchframe.core.lines import whole_lines
 from batchframe.core.pieces import encode_messages
 from batchframe.core.prices import unpriced_models
 from batchframe.core.requests import Rows, render_requests
@@ -427,7 +427,7 @@ def _bodies(
     """The verbatim answers of a shard; none where its downloads are damaged."""
     try:
         return answer_bodies(
-            chain.from_iterable(split_lines(checkpoint.downloaded(number, kind)) for kind in kinds)
+            chain.from_iterable(whole_lines(checkpoint.downloaded(number, kind)) for kind in kinds)
         )
     except CheckpointError:  # the results are there all the same, with text and tokens
         return {}

@@ -8,7 +8,6 @@ the answer in that line has been paid for.
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -26,10 +25,12 @@ __all__ = [
     "Usage",
     "custom_id_in",
     "decode",
+    "decode_all",
     "decode_body",
     "decode_leniently",
     "integer",
-    "split_lines",
+    "lines_in",
+    "whole_lines",
     "without_halves",
 ]
 
@@ -38,22 +39,28 @@ _T = TypeVar("_T")
 _BOM = b"\xef\xbb\xbf"
 
 
-def split_lines(chunks: Iterable[bytes]) -> Iterator[list[bytes]]:
-    r"""Give the lines of one file, some at a time, whatever the borders of its chunks.
-
-    Splits on b"\n" alone: U+2028, U+0085 and their like stand unescaped inside JSON strings. Blank
-    lines are left out, and so are white space around lines and a byte order mark before the first.
-    """
-    bom = _BOM
+def whole_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Give the bytes of one file in blocks that end where lines end."""
     # The parts of an unfinished line are joined once, at its end: a 50 MB line stays linear.
     parts: list[bytes] = []
-    for chunk in chain(chunks, (b"\n",)):  # the last line may have no end of its own
-        lines = chunk.split(b"\n")
-        parts.append(lines[0])
-        if len(lines) > 1:
-            lines[0] = b"".join(parts).removeprefix(bom)
-            parts, bom = [lines.pop()], b""
-            yield list(filter(None, map(bytes.strip, lines)))
+    for chunk in chunks:
+        end = chunk.rfind(b"\n") + 1
+        if end:
+            yield b"".join((*parts, chunk[:end]))
+            parts = []
+        parts.append(chunk[end:])
+    rest = b"".join(parts)
+    if rest:
+        yield rest
+
+
+def lines_in(block: bytes) -> list[bytes]:
+    r"""The lines of a block, without a byte order mark before them and white space around them.
+
+    Splits on b"\n" alone: U+2028, U+0085 and their like stand unescaped inside JSON strings. Blank
+    lines are left out.
+    """
+    return list(filter(None, map(bytes.strip, block.removeprefix(_BOM).split(b"\n"))))
 
 
 # --- The shape of a line --------------------------------------------------------------------------
@@ -149,8 +156,12 @@ class Line(msgspec.Struct, gc=False):
     error: Error | str | None = None
 
 
+_decoder = msgspec.json.Decoder(Line, strict=False)
 #: A line as it should be; whatever is raised, `decode_leniently` may read it.
-decode = msgspec.json.Decoder(Line, strict=False).decode
+decode = _decoder.decode
+#: All lines of a block, where each is as it should be. One that is torn ends in a string, or where
+#: no other can begin, and so it is not read as one with the next.
+decode_all = _decoder.decode_lines
 _decode_body = msgspec.json.Decoder(Body).decode
 
 

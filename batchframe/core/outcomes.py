@@ -17,13 +17,15 @@ from batchframe.core.lines import (
     Usage,
     custom_id_in,
     decode,
+    decode_all,
     decode_body,
     decode_leniently,
+    lines_in,
     without_halves,
 )
 from batchframe.core.statuses import MAYBE_BILLED, Status
 
-__all__ = ["Outcome", "read_line"]
+__all__ = ["Outcome", "read_line", "read_lines"]
 
 _UNREADABLE, _EMPTY = MAYBE_BILLED
 
@@ -59,6 +61,14 @@ _NO_RESPONSE, _NO_BODY = Response(), Body()
 _NO_COUNTS: _Counts = (None, None, None, None, None)
 # Members of an enumeration are found slowly, and this one is the rule.
 _OK = Status.OK
+
+
+def read_lines(block: bytes) -> Iterable[Outcome]:
+    """The outcome of each line of a block; no bytes raise."""
+    try:
+        return list(map(_outcome, decode_all(block)))
+    except Exception:  # noqa: BLE001 - one of them is odd
+        return map(read_line, lines_in(block))
 
 
 def read_line(line: bytes) -> Outcome:

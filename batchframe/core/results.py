@@ -1,6 +1,6 @@
 """Output and error file lines -> exactly one result per request of a shard.
 
-    bytes --core/lines--> lines --core/outcomes--> outcomes --collect_results--> Collected
+    bytes --core/lines--> blocks --core/outcomes--> outcomes --collect_results--> Collected
 
 The invariant: the table has one row per row key, in the shard's order, whatever the lines are.
 Lines come in any order, twice, for strangers, torn, or not at all; none of that raises, and each
@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from msgspec.structs import astuple
 
 from batchframe.core.batches import BatchError
-from batchframe.core.lines import integer, without_halves
-from batchframe.core.outcomes import Outcome, read_line
+from batchframe.core.lines import integer, lines_in, without_halves
+from batchframe.core.outcomes import Outcome, read_line, read_lines
 from batchframe.core.statuses import Status
 
 __all__ = [
@@ -93,7 +93,7 @@ COUNTS = (
 def collect_results(
     row_keys: Sequence[bytes],
     ids: pa.StringArray,
-    lines: Iterable[Sequence[bytes]],
+    blocks: Iterable[bytes],
     *,
     batch_id: str,
     ended: str,
@@ -107,7 +107,8 @@ def collect_results(
     Args:
         row_keys: The shard's row keys, 16 bytes each and distinct, in the order of its lines.
         ids: The user's ids, as strings, in the same order.
-        lines: The lines of the output file and of the error file, in any order, some at a time.
+        blocks: The lines of the output file and of the error file, in any order, one or more whole
+            lines in each block.
         batch_id: The batch that answered.
         ended: How the batch ended (completed, failed, expired or cancelled), which says what became
             of requests without a line.
@@ -127,9 +128,9 @@ def collect_results(
     is_answered = bytearray(len(row_keys))
     parts: list[pa.RecordBatch] = []
     n_entries = n_duplicate = n_foreign = n_unreadable = 0
-    for some in lines:
+    for block in blocks:
         entries: list[Outcome] = []
-        for outcome in map(read_line, some):
+        for outcome in read_lines(block):
             if outcome.custom_id is None:
                 n_unreadable += 1
                 continue
@@ -143,7 +144,7 @@ def collect_results(
                 entry_of[row] = n_entries + len(entries)
                 is_answered[row] = outcome.answered
                 entries.append(outcome)
-        # Columns at once, while the lines are in the processor's cache.
+        # Columns at once, while the block is in the processor's cache.
         parts.append(_read_off(entries))
         n_entries += len(entries)
 
@@ -164,20 +165,20 @@ def collect_results(
     )
 
 
-def answer_bodies(lines: Iterable[Sequence[bytes]]) -> dict[str, dict[str, Any]]:
+def answer_bodies(blocks: Iterable[bytes]) -> dict[str, dict[str, Any]]:
     """Each custom_id's answer as the service gave it, for those who want all of it.
 
     Of several lines for one custom_id the same one counts as in `collect_results`.
 
     Args:
-        lines: The lines of the output file and of the error file, in any order, some at a time.
+        blocks: As in `collect_results`.
 
     Returns:
         The body of each response by its custom_id, as JSON values; {} where there is none. Halves
         of characters are replaced, so that what comes back can be printed and stored.
     """
     chosen: dict[str, tuple[bool, bytes]] = {}
-    for line in chain.from_iterable(lines):
+    for line in chain.from_iterable(map(lines_in, blocks)):
         outcome = read_line(line)
         custom_id = outcome.custom_id
         if custom_id is not None and (

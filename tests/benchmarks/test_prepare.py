@@ -21,7 +21,7 @@ import pytest
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.clock import SystemClock
-from batchframe.core.lines import decode, split_lines
+from batchframe.core.lines import decode, whole_lines
 from batchframe.core.prices import priced
 from batchframe.core.requests import Rows, render_requests
 from batchframe.core.results import collect_results
@@ -131,7 +131,7 @@ def test_collecting(tmp_path):
             for _ in range(n // part):
                 pieces = (data[at : at + PIECE] for at in range(0, len(data), PIECE))
                 table = collect_results(
-                    keys[:part], ids[:part], split_lines(pieces), batch_id="b", ended="completed"
+                    keys[:part], ids[:part], whole_lines(pieces), batch_id="b", ended="completed"
                 ).table
                 at = datetime.now(UTC)
                 pq.write_table(priced(table, model="gpt-4o-mini", at=at), tmp_path / "ours.parquet")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchframe.core.batches import BatchError
-from batchframe.core.lines import split_lines
+from batchframe.core.lines import lines_in, whole_lines
 from batchframe.core.results import RESULT_SCHEMA, Collected, answer_bodies, collect_results
 from batchframe.core.statuses import MAYBE_BILLED, Status
 
@@ -57,12 +57,8 @@ def chat(content="hello", *, finish_reason="stop", usage=None, **message):
 def collect(lines, row_keys=(KEY,), *, ended="completed", batch_errors=()):
     ids = pa.array([f"id-{i}" for i in range(len(row_keys))], pa.string())
     return collect_results(
-        row_keys, ids, [lines], batch_id="batch_1", ended=ended, batch_errors=batch_errors
+        row_keys, ids, lines, batch_id="batch_1", ended=ended, batch_errors=batch_errors
     )
-
-
-def bodies_of(lines):
-    return answer_bodies([lines])
 
 
 def one(raw, **kwargs):
@@ -72,7 +68,7 @@ def one(raw, **kwargs):
     return row
 
 
-# --- split_lines ----------------------------------------------------------------------------------
+# --- whole_lines, lines_in ------------------------------------------------------------------------
 
 
 def cut(data, borders):
@@ -81,7 +77,7 @@ def cut(data, borders):
 
 
 def lines_of(chunks):
-    return list(chain.from_iterable(split_lines(chunks)))
+    return list(chain.from_iterable(map(lines_in, whole_lines(chunks))))
 
 
 @given(
@@ -108,6 +104,14 @@ def test_only_a_line_feed_ends_a_line(separator):
 def test_no_chunks_and_empty_chunks_give_no_lines():
     assert lines_of([]) == []
     assert lines_of([b"", b"", b"\n", b""]) == []
+
+
+@given(st.binary(), st.lists(st.integers(0, 200)))
+def test_blocks_are_all_of_the_bytes_and_end_with_lines(data, borders):
+    blocks = list(whole_lines(cut(data, borders)))
+    assert b"".join(blocks) == data
+    assert all(block.endswith(b"\n") for block in blocks[:-1])
+    assert all(blocks)
 
 
 def test_a_line_of_50_mb_in_small_chunks_takes_linear_time():
@@ -577,8 +581,15 @@ def test_every_request_has_exactly_one_row_in_order_whatever_the_lines(
     ]
     assert (collected.n_duplicate, collected.n_foreign) == (n_duplicate, n_foreign)
     assert collected.output_tokens == 5 * sum(row["status"] == "ok" for row in rows)
-    cut_lines = lines_of(cut(end.join(lines), borders))
-    assert collect(cut_lines, row_keys, ended=ended) == collected
+    assert collect(whole_lines(cut(end.join(lines), borders)), row_keys, ended=ended) == collected
+
+
+def test_a_line_that_is_torn_anywhere_takes_nothing_from_the_next():
+    torn, whole = (encode(line(key, chat("text"))) for key in keys(2))
+    for end in range(1, len(torn)):
+        rows = collect([torn[:end] + b"\n" + whole + b"\n"], keys(2)).table.to_pylist()
+        assert rows[0]["status"] in {"failed", "missing"}
+        assert (rows[1]["status"], rows[1]["completion"]) == ("ok", "text")
 
 
 JSON = st.recursive(
@@ -636,7 +647,7 @@ def test_200_000_lines_a_second_are_read():
 def test_bodies_come_back_as_the_service_gave_them_but_for_half_characters():
     body = {"choices": [{"index": 0, "message": {"content": "\u2028"}}], "usage": {"a": [1.5]}}
     other, third = (key.hex() for key in keys(3)[1:])
-    bodies = bodies_of(
+    bodies = answer_bodies(
         [
             encode(line(key=bytes.fromhex(other), body=None, status_code=500)),
             encode(line(body=body)),
@@ -652,5 +663,5 @@ def test_bodies_come_back_as_the_service_gave_them_but_for_half_characters():
         third: {"choices": ["in a string"]},
     }
     raw = b'{"custom_id": "%s", "response": {"status_code": 200, "body": {"x": "a\\ud83d"}}}'
-    assert bodies_of([raw % other.encode()]) == {other: {"x": "a\ufffd"}}
-    assert bodies_of([encode(line(body="a page"))]) == {KEY.hex(): {}}
+    assert answer_bodies([raw % other.encode()]) == {other: {"x": "a\ufffd"}}
+    assert answer_bodies([encode(line(body="a page"))]) == {KEY.hex(): {}}
