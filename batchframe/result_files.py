@@ -22,7 +22,7 @@ __all__ = ["ResultFiles"]
 #: The columns of results that tell which rows may be tried again.
 _FOR_TRIES = ("row_key", "status", "error_code", "http_status")
 #: Size of the pieces in which downloads are read back, in bytes.
-_READ_BYTES = 1 << 18
+_READ_BYTES = 1 << 19
 
 
 class ResultFiles(ShardFiles):

@@ -37,7 +37,7 @@ SPEC = Spec(model="gpt-4o-mini", account=Account(base_url="https://api.example.c
 SHARD = 20_000
 TURNS = 3
 #: Size of the pieces in which a download is read, in bytes.
-PIECE = 1 << 18
+PIECE = 1 << 19
 #: Rows of the round that is not shown.
 WARM_UP = 1_000
 
