@@ -39,6 +39,8 @@ __all__ = [
 
 #: Live batches of a call from which on they are looked at by a listing, and not one by one.
 _MANY_LIVE = 5
+#: A queue of which nothing is known.
+_UNKNOWN = Queue()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +174,7 @@ def startable(
             continue
         if job.busy or not isinstance(job.state, Planned):
             under_way.append(job)
-        elif is_too_large(job, queues.get(job.load.queue, Queue())):
+        elif is_too_large(job, queues.get(job.load.queue, _UNKNOWN)):
             due.append(job)
         else:
             waiting.append(job)
