@@ -186,7 +186,12 @@ def startable(
 
 
 def _grouped(due: list[Job], under_way: list[Job]) -> list[list[Job]]:
-    """The jobs one by one; but live ones of one client together with all others of it, if many."""
+    """The jobs one by one; but live ones of one client together with all others of it, if many.
+
+    They are listed when half of them are due: one that was just created, and is due most often,
+    does not have all others listed each time. It waits for them, a minute at the most, or an
+    interval of the user's own.
+    """
     to_look_at = [job for job in due if _is_running(job)]
     if not to_look_at:
         return [[job] for job in due]
@@ -199,7 +204,7 @@ def _grouped(due: list[Job], under_way: list[Job]) -> list[list[Job]]:
     asked = {id(job) for job in to_look_at}
     return [
         *([job] for job in due if id(job) not in together),
-        *(group for group in many if any(id(job) in asked for job in group)),
+        *(group for group in many if 2 * sum(id(job) in asked for job in group) >= len(group)),
     ]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import pyarrow as pa
 import pytest
@@ -73,6 +74,18 @@ def test_many_live_batches_are_looked_at_by_listings(run, clock):
         assert calls["batches.retrieve"] == 30
         # Half an hour is looked at every few seconds at first and then every minute.
         assert 30 < calls["batches.list"] < 300
+
+
+def test_a_batch_that_is_new_among_many_does_not_have_all_of_them_listed_all_the_time(run, clock):
+    rows = {row: f"question {row}" for row in range(30)}
+    seconds = iter(range(600, 3600, 100))
+    began = clock.monotonic()
+    with LocalServer(clock=clock, stage_seconds=cache(lambda _: next(seconds))) as server:
+        run(server, rows, limits=Limits(max_requests=1, max_live_batches=10))
+
+        minutes = (clock.monotonic() - began) / 60
+        assert minutes > 240
+        assert server.calls()["batches.list"] < 1.5 * minutes
 
 
 def test_few_live_batches_are_asked_one_by_one(run, clock):
