@@ -165,6 +165,20 @@ def test_what_is_left_is_not_called_hopeless_where_a_row_was_answered(call, cloc
         assert [result["status"] for result in results] == ["ok", "ok", "failed", "ok", "ok"]
 
 
+def test_what_fails_so_that_it_may_pass_is_no_answer_that_leaves_hope(call, clock):
+    def answer(body):
+        if body["messages"][-1]["content"] == "question 0":
+            return 500, {"error": {"message": "Sorry.", "code": "server_error"}}
+        return 400, {"error": {"message": "No such model.", "code": "model_not_found"}}
+
+    limits = Limits(max_requests=1, max_live_batches=1)
+    with (
+        LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server,
+        pytest.raises(bf.ProviderError, match=r"No such model\. 1\d rows were not sent"),
+    ):
+        call(server, QUESTIONS, limits=limits)
+
+
 def test_failures_of_equal_rows_count_as_well_where_the_frame_is_gone(call, clock):
     def answer(body):
         asked = body["messages"][-1]["content"]
