@@ -106,9 +106,9 @@ class Tries:
 
     def in_vain(self, number: int, results: pa.Table) -> str | None:
         """Why these results say that to send more would be in vain, or None."""
+        self.is_proven = self.is_proven or is_proof(results)
         if number in self.watch.sent_before:
             return None
-        self.is_proven = self.is_proven or is_proof(results)
         return hopeless(results, proven=self.is_proven)
 
     def has_unfinished(self, number: int, results: pa.Table) -> bool:

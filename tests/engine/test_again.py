@@ -165,6 +165,26 @@ def test_what_is_left_is_not_called_hopeless_where_a_row_was_answered(call, cloc
         assert [result["status"] for result in results] == ["ok", "ok", "failed", "ok", "ok"]
 
 
+def test_a_run_is_not_called_hopeless_where_a_batch_was_answered_that_an_earlier_one_sent(
+    call, clock
+):
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        if asked == "question 1":
+            return 400, {"error": {"message": "Too long.", "code": "context_length_exceeded"}}
+        return f"ok {asked}"
+
+    limits = Limits(max_requests=1, max_live_batches=1)
+    with LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS[:6], limits=limits, timeout=30)
+        assert server.calls()["batches.create"] == 1
+
+        results = call(server, QUESTIONS[:6], limits=limits)
+
+        assert [result["status"] for result in results] == ["ok", "failed", *["ok"] * 4]
+
+
 def test_what_fails_so_that_it_may_pass_is_no_answer_that_leaves_hope(call, clock):
     def answer(body):
         if body["messages"][-1]["content"] == "question 0":
