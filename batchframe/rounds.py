@@ -268,8 +268,8 @@ class Rounds:
                 if self.checkpoint.is_cancelled():
                     self._n_unfrozen = 0
                     break
-                # A further try is written down all the same, so that the next run counts on.
-                if self.left.is_set() and round_ == 0:
+                # What is sent again is written down all the same, so that the next run counts on.
+                if self.left.is_set() and self._has_windows:
                     raise Left
                 keys.append(pa.array(requests.row_keys, pa.binary(16)))
                 self._n_unfrozen -= len(requests)

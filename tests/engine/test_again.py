@@ -304,3 +304,19 @@ def test_to_resume_many_windows_reads_each_shard_a_few_times(call, clock, engine
         # Each once for its own window, and at most once more for the one before; and when it is
         # collected.
         assert disk.n_opened <= 5 * 20
+
+
+def test_rows_of_a_shard_that_was_given_up_are_left_to_the_next_call_when_the_time_is_up(
+    call, clock
+):
+    # Two batches of short rows fill the queue, and the third waits; the long rows never fit at once.
+    prompts = [*QUESTIONS[:15], *(f"{'question ' * 20}{row}" for row in range(5))]
+    how = {"limits": Limits(max_requests=5)}
+    with LocalServer(clock=clock, stage_seconds=600, enqueued_token_limit={"gpt-4o": 100}) as there:
+        with pytest.raises(bf.RunTimeoutError, match="run the same call again"):
+            call(there, prompts, timeout=900, **how)
+
+        results = call(there, prompts, **how)
+
+        assert [result["status"] for result in results] == ["ok"] * 20
+        assert set(there.executions().values()) == {1}
