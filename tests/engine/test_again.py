@@ -309,7 +309,7 @@ def test_to_resume_many_windows_reads_each_shard_a_few_times(call, clock, engine
 def test_rows_of_a_shard_that_was_given_up_are_left_to_the_next_call_when_the_time_is_up(
     call, clock
 ):
-    # Two batches of short rows fill the queue, and the third waits; the long rows never fit at once.
+    # Two batches of short rows fill the queue, and the third waits; the long rows never fit.
     prompts = [*QUESTIONS[:15], *(f"{'question ' * 20}{row}" for row in range(5))]
     how = {"limits": Limits(max_requests=5)}
     with LocalServer(clock=clock, stage_seconds=600, enqueued_token_limit={"gpt-4o": 100}) as there:
