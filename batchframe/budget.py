@@ -70,8 +70,9 @@ class Budget:
     #: Whose published rates hold where `prices` has none.
     price_list: str | None
     clock: Clock
-    #: What the frame's rows had cost before.
+    #: What the frame's rows had cost before, and the shards that this was read of.
     _before: float = 0.0
+    _read: frozenset[int] = frozenset()
     #: What each shard has cost that was collected since.
     _spent: dict[int, float] = field(default_factory=dict)
     #: The most that each request of a shard can cost, and all of them together.
@@ -110,7 +111,9 @@ class Budget:
         known = [
             pa.table({"row_key": pa.array([], pa.binary(16)), "usd": pa.array([], pa.float64())})
         ]
-        for number in self.checkpoint.collected():
+        numbers = self.checkpoint.collected()
+        self._read = frozenset(numbers)
+        for number in numbers:
             columns = ("row_key", "cost_usd")
             results = self.checkpoint.results(columns, prices=self.prices, numbers=[number])
             usd = self._bounded(number, results)
@@ -142,8 +145,12 @@ class Budget:
 
     def spend(self, number: int, results: pa.Table) -> None:
         """Take note of what a shard has cost."""
-        if self.limit is not None:
-            self._spent[number] = pc.sum(self._bounded(number, results)).as_py() or 0.0
+        if self.limit is None:
+            return
+        # One that was watched already, and was collected before its costs were read, counts once.
+        is_new = number not in self._read
+        usd = pc.sum(self._bounded(number, results)).as_py() if is_new else None
+        self._spent[number] = usd or 0.0
 
     def exceeded(self, number: int, n_rows: int) -> BudgetExceededError:
         """The error for a shard that has no room, when nothing is live any more."""

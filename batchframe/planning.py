@@ -18,8 +18,7 @@ from batchframe.collecting import repair
 from batchframe.core.batches import Dropped, Sent, Unsent
 from batchframe.core.requests import RowKeys, Rows, row_keys
 from batchframe.core.results import RESULT_SCHEMA
-from batchframe.core.retries import latest
-from batchframe.core.statuses import Status
+from batchframe.core.retries import is_proof, latest
 from batchframe.engine import Engine
 from batchframe.errors import CheckpointCorruptError
 from batchframe.jobs import Submission
@@ -120,7 +119,7 @@ class Planner:
         self._known = pa.concat_tables([self._known, table])
         self._read.update(new)
         results = latest(self._known)
-        self.is_proven = pc.any(pc.equal(results["status"], Status.OK)).as_py() or False
+        self.is_proven = is_proof(results)
         self._settled = settled_keys(results, retry_failed=self.retry_failed)
 
     def _unread(self, made: AbstractSet[int]) -> list[int]:

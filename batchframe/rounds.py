@@ -268,8 +268,8 @@ class Rounds:
                 if self.checkpoint.is_cancelled():
                     self._n_unfrozen = 0
                     break
-                # A further try is written down all the same, so that the next run counts on.
-                if self.left.is_set() and round_ == 0:
+                # What is sent again is written down all the same, so that the next run counts on.
+                if self.left.is_set() and self._has_windows:
                     raise Left
                 keys.append(pa.array(requests.row_keys, pa.binary(16)))
                 self._n_unfrozen -= len(requests)
@@ -282,9 +282,13 @@ class Rounds:
         """Make shards of the rows that are to be sent again, out of the lines that they had."""
         checkpoint = self.checkpoint
         with checkpoint.planning:
-            for round_, left in self.tries.next_round().items():
+            rounds = self.tries.next_round()
+            n_later = sum(len(keys) for left in rounds.values() for keys in left.values())
+            for round_, left in rounds.items():
                 lines = (checkpoint.lines(number, keys) for number, keys in left.items())
-                self._n_unfrozen = sum(map(len, left.values()))
+                # Those of later rounds as well: before the last is written down, nothing stops.
+                self._n_unfrozen = n_later
+                n_later -= sum(map(len, left.values()))
                 # The queues were measured when the rows were there.
                 models = dict.fromkeys(map(checkpoint.model_of, left), lambda: None)
                 self._cut(lines, self._limits(models), round_=round_)

@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import Collected, Ended, Live, State
-from batchframe.core.retries import hopeless, latest, unfinished
-from batchframe.core.statuses import Status
+from batchframe.core.retries import hopeless, is_proof, latest, unfinished
 from batchframe.plans import FOR_PLANS, keys_of
 from batchframe.progress import Tally
 from batchframe.tolerance import Tolerance
@@ -65,8 +64,7 @@ class Tries:
         for number in collected:
             if self.is_proven:
                 break
-            status = self._checkpoint.results_of(number, ("status",))["status"]
-            self.is_proven = pc.any(pc.equal(status, Status.OK)).as_py() or False
+            self.is_proven = is_proof(self._checkpoint.results_of(number, ("status",)))
 
     def count_all(self, collected: Iterable[int]) -> None:
         """Take note of all rows of the checkpoint, and of the results of collected shards.
@@ -107,13 +105,11 @@ class Tries:
         return results
 
     def in_vain(self, number: int, results: pa.Table) -> str | None:
-        """Why these results say that to send more would be in vain; or None: it is proven."""
+        """Why these results say that to send more would be in vain, or None."""
+        self.is_proven = self.is_proven or is_proof(results)
         if number in self.watch.sent_before:
             return None
-        reason = hopeless(results, proven=self.is_proven)
-        if reason is None:
-            self.is_proven = True
-        return reason
+        return hopeless(results, proven=self.is_proven)
 
     def has_unfinished(self, number: int, results: pa.Table) -> bool:
         """True if a row of the shard would be sent again."""

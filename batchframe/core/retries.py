@@ -18,6 +18,7 @@ from batchframe.core.statuses import Status
 __all__ = [
     "PASSING_REFUSALS",
     "hopeless",
+    "is_proof",
     "latest",
     "poll_delay",
     "queue_delay",
@@ -48,6 +49,8 @@ _RETRYABLE_HTTP = (0, 408, 409, 429)
 #: call tries again (OpenAI, error codes guide, 2026-08).
 _NO_MONEY = "insufficient_quota"
 _SETTLED = (Status.OK, Status.TRUNCATED)
+#: The model was asked and said something, if only that it declines.
+_SAID = (*_SETTLED, Status.FILTERED, Status.REFUSED)
 #: Rows that must have ended before their part of failures speaks for those to come: so many has S3
 #: Batch Operations, which ends a job when more than half of them failed (AWS, S3 user guide, 2026).
 _FEWEST_ENDED = 1_000
@@ -95,6 +98,11 @@ def hopeless(results: pa.Table, *, proven: bool) -> str | None:
         return None
     first = broke[0].as_py() if len(broke) else 0
     return f"{code[first].as_py()}: {results['error_message'][first].as_py()}"
+
+
+def is_proof(results: pa.Table) -> bool:
+    """True if the model answered one of these, in whatever words: the service takes the spec."""
+    return bool(pc.any(pc.is_in(results["status"], pa.array(_SAID, pa.string()))).as_py())
 
 
 def too_many(n_failed: int, n_ended: int, n_rows: int, ratio: float) -> bool:

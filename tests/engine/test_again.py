@@ -165,6 +165,40 @@ def test_what_is_left_is_not_called_hopeless_where_a_row_was_answered(call, cloc
         assert [result["status"] for result in results] == ["ok", "ok", "failed", "ok", "ok"]
 
 
+def test_a_run_is_not_called_hopeless_where_a_batch_was_answered_that_an_earlier_one_sent(
+    call, clock
+):
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        if asked == "question 1":
+            return 400, {"error": {"message": "Too long.", "code": "context_length_exceeded"}}
+        return f"ok {asked}"
+
+    limits = Limits(max_requests=1, max_live_batches=1)
+    with LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS[:6], limits=limits, timeout=30)
+        assert server.calls()["batches.create"] == 1
+
+        results = call(server, QUESTIONS[:6], limits=limits)
+
+        assert [result["status"] for result in results] == ["ok", "failed", *["ok"] * 4]
+
+
+def test_what_fails_so_that_it_may_pass_is_no_answer_that_leaves_hope(call, clock):
+    def answer(body):
+        if body["messages"][-1]["content"] == "question 0":
+            return 500, {"error": {"message": "Sorry.", "code": "server_error"}}
+        return 400, {"error": {"message": "No such model.", "code": "model_not_found"}}
+
+    limits = Limits(max_requests=1, max_live_batches=1)
+    with (
+        LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server,
+        pytest.raises(bf.ProviderError, match=r"No such model\. 1\d rows were not sent"),
+    ):
+        call(server, QUESTIONS, limits=limits)
+
+
 def test_failures_of_equal_rows_count_as_well_where_the_frame_is_gone(call, clock):
     def answer(body):
         asked = body["messages"][-1]["content"]
@@ -270,3 +304,19 @@ def test_to_resume_many_windows_reads_each_shard_a_few_times(call, clock, engine
         # Each once for its own window, and at most once more for the one before; and when it is
         # collected.
         assert disk.n_opened <= 5 * 20
+
+
+def test_rows_of_a_shard_that_was_given_up_are_left_to_the_next_call_when_the_time_is_up(
+    call, clock
+):
+    # Two batches of short rows fill the queue, and the third waits; the long rows never fit.
+    prompts = [*QUESTIONS[:15], *(f"{'question ' * 20}{row}" for row in range(5))]
+    how = {"limits": Limits(max_requests=5)}
+    with LocalServer(clock=clock, stage_seconds=600, enqueued_token_limit={"gpt-4o": 100}) as there:
+        with pytest.raises(bf.RunTimeoutError, match="run the same call again"):
+            call(there, prompts, timeout=900, **how)
+
+        results = call(there, prompts, **how)
+
+        assert [result["status"] for result in results] == ["ok"] * 20
+        assert set(there.executions().values()) == {1}

@@ -10,6 +10,7 @@ import pytest
 
 import batchframe as bf
 from batchframe.client import Provider
+from batchframe.core.batches import Collected
 from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
@@ -80,7 +81,7 @@ def test_a_run_that_is_done_says_so_when_it_is_left(answer, tmp_path):
 def rounds_of(clock, engine, tmp_path):
     """The work of sending prompts, one in each batch."""
 
-    def rounds(server, prompts, *, storage=None, **options):
+    def rounds(server, prompts, *, storage=None, poll_interval=None, **options):
         provider = Provider(server.client())
         return rounds_of_rows(
             Rows(ids=pa.array(range(len(prompts))), prompts=pa.array(prompts)),
@@ -89,7 +90,7 @@ def rounds_of(clock, engine, tmp_path):
                 provider=provider,
                 limits=Limits(max_requests=1, max_live_batches=1),
                 completion_window="24h",
-                poll_interval=None,
+                poll_interval=poll_interval,
             ),
             tmp_path / "checkpoint",
             options=Options(progress=False, **options),
@@ -142,3 +143,47 @@ def test_rows_that_wait_for_their_next_try_when_the_time_is_up_keep_their_round(
         rounds_of(server, prompts, max_retries=1).work()
 
         assert sorted(asked) == ["b", "broken", "broken", "c", "d"]
+
+
+class Slow(Storage):
+    """A disk that is slow to give the lines of the second shard: meanwhile the fifth one ends."""
+
+    def __init__(self, gate):
+        self.gate, self.rounds = gate, None
+
+    def open(self, path):
+        if path.name.startswith("00001-") and path.suffix == ".jsonl" and not self.gate.is_set():
+            self.gate.set()
+            while not isinstance(self.rounds.checkpoint.shards[4].state, Collected):
+                self.rounds.engine.clock.advance(1)
+                threading.Event().wait(0.001)
+        return super().open(path)
+
+
+def test_rows_of_all_rounds_are_written_down_before_a_run_stops(rounds_of, clock):
+    gate, asked = threading.Event(), []
+    disk = Slow(gate)
+
+    def answer(body):
+        asked.append(body["messages"][-1]["content"])
+        if asked[-1] == "last":
+            assert gate.wait(60)
+            return 400, {"error": {"message": "No.", "code": "bad_prompt"}}
+        return "ok" if asked[-1] == "fine" else overloaded(body)
+
+    model = CallableModel(answer, instant=False)
+    with LocalServer(model, clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            rounds_of(server, ["a"], max_retries=2, poll_interval=1, timeout=200).work()
+        assert asked.count("a") == 1
+
+        # The last one fails for good while "a" is written down for its third try, before "b" is
+        # for its second.
+        prompts = ["a", "b", "fine", "last"]
+        how = {"max_retries": 2, "poll_interval": 1}
+        disk.rounds = rounds_of(server, prompts, storage=disk, max_error_ratio=0.2, **how)
+        with pytest.raises(bf.ErrorRatioExceededError, match="2 rows were not sent"):
+            disk.rounds.work()
+
+        rounds_of(server, prompts, **how).work()
+        assert (asked.count("a"), asked.count("b")) == (3, 3)

@@ -381,3 +381,59 @@ def test_a_row_whose_equal_one_another_run_will_try_again_is_answered(tmp_path, 
             gate.set()
             assert second.result(60) == ["echo: flaky"]
             first.result(60)
+
+
+def test_what_is_collected_while_a_limit_of_cost_is_looked_at_counts_once(tmp_path, clock):
+    gate, path, engine, begun = threading.Event(), tmp_path / "checkpoint", Engine(clock), []
+    # A dollar for each token of an answer, which may have ten of them and has.
+    rates = {"gpt-4o": bf.Rates(input=0, output=1e6)}
+
+    def answer(body):
+        text = body["messages"][-1]["content"]
+        assert text != "slow" or gate.wait(60)
+        message = {"role": "assistant", "content": f"echo: {text}"}
+        return 200, {
+            "model": body["model"],
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 1, "completion_tokens": 10},
+        }
+
+    def rounds(prompts, storage=None):
+        provider = Provider(server.client())
+        return rounds_of_rows(
+            Rows(ids=pa.array(range(len(prompts))), prompts=pa.array(prompts)),
+            Spec(
+                model="gpt-4o",
+                account=provider.account,
+                params={"max_completion_tokens": 10},
+            ),
+            Submission(
+                provider=provider,
+                limits=Limits(),
+                completion_window="24h",
+                poll_interval=None,
+                prices=rates,
+            ),
+            path,
+            options=Options(progress=False, max_cost_usd=25.0),
+            engine=engine,
+            storage=storage,
+        )
+
+    def it_ends():
+        gate.set()
+        while not isinstance(begun[0].checkpoint.shards[0].state, Collected):
+            threading.Event().wait(0.001)
+
+    # Its rows, its lines, and the ids that it has.
+    disk = Interrupted("shards", "00000-", 3, it_ends)
+    answers, model = [], CallableModel(answer, instant=False)
+    with LocalServer(model, clock=clock) as server:
+        begun.append(rounds(["slow"], disk))
+        early = in_thread(begun[0].work, name="early")
+        assert begun[0].submitted.wait(60)
+        late = in_thread(lambda: answers.extend(outcome_of(rounds(["slow", "quick"]))), name="late")
+        late.join(60)
+        early.join(60)
+
+        assert answers == ["echo: slow", "echo: quick"]
