@@ -6,6 +6,7 @@ nobody knows. What the rows of the frame cost in earlier calls counts as well, s
 again does not spend the same sum again.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -90,6 +91,8 @@ class Budget:
         self._before = self._of_earlier_calls(keys)
         if not len(new):
             return
+        if math.isinf(self._before):
+            raise self._unbounded("Nothing was sent.")
         taken = takes(new, row_keys.n_tokens.take(positions), self.checkpoint.spec, Known())
         at = datetime.fromtimestamp(self.clock.now(), UTC)
         known: dict[str, Any] = {"prices": self.prices, "price_list": self.price_list}
@@ -155,6 +158,8 @@ class Budget:
     def exceeded(self, number: int, n_rows: int) -> BudgetExceededError:
         """The error for a shard that has no room, when nothing is live any more."""
         rows = "1 row was" if n_rows == 1 else f"{n_rows:,} rows were"
+        if math.isinf(self._total()):
+            return self._unbounded(f"{rows} not sent, and cost nothing.")
         n_next = self.checkpoint.shards[number].frozen.n_requests
         return BudgetExceededError(
             f"max_cost_usd={self.limit} has no room for more: {self._paid()}, and the next batch "
@@ -162,6 +167,15 @@ class Budget:
             "and cost nothing. What was answered is in the checkpoint. To go on, raise "
             "max_cost_usd and run the same call again; smaller batches, "
             "limits=bf.Limits(max_requests=...), or a lower limit of tokens come closer to it."
+        )
+
+    def _unbounded(self, unsent: str) -> BudgetExceededError:
+        """The error where rows may have cost anything, by what is known of them still."""
+        return BudgetExceededError(
+            f"max_cost_usd={self.limit} cannot be kept: nobody knows what rows without an answer "
+            "have cost, each had a limit of tokens of its own, and the lines that named these are "
+            f"gone. {unsent} To go on, leave max_cost_usd out: what was answered is in the "
+            "checkpoint, and is not paid again."
         )
 
     def _paid(self) -> str:

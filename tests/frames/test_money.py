@@ -298,6 +298,18 @@ def test_what_is_not_known_of_earlier_calls_counts_at_the_most_as_well(complete,
         assert server.billed().requests == 4
 
 
+def test_a_limit_that_cannot_be_kept_any_more_says_how_to_go_on(complete):
+    frame = pl.DataFrame({"id": [1, 2, 3], "prompt": ["one", "two", "three"], "most": [10] * 3})
+    with LocalServer(stage_seconds=0) as server:
+        server.inject(Fault("output", "drop-line"))
+        call = {"client": server.client(), "max_completion_tokens": bf.col("most")}
+        complete(frame.head(2), max_cost_usd=1.0, limits=bf.Limits(reconcile_seconds=0), **call)
+        with pytest.raises(bf.BudgetExceededError, match="leave max_cost_usd out"):
+            complete(frame, max_cost_usd=1.0, **call)
+        out = complete(frame, **call)
+    assert sorted(out["completion_status"]) == ["missing", "ok", "ok"]
+
+
 def test_damaged_results_that_are_fetched_again_stop_no_call_with_a_limit(complete, checkpoint):
     first = pl.DataFrame({"id": [1], "prompt": ["one"]})
     second = pl.DataFrame({"id": [1, 2], "prompt": ["one", "two"]})
