@@ -189,8 +189,7 @@ def _grouped(due: list[Job], under_way: list[Job]) -> list[list[Job]]:
     """The jobs one by one; but live ones of one client together with all others of it, if many.
 
     They are listed when half of them are due: one that was just created, and is due most often,
-    does not have all others listed each time. It waits for them, a minute at the most, or an
-    interval of the user's own.
+    does not have all others listed each time.
     """
     to_look_at = [job for job in due if _is_running(job)]
     if not to_look_at:

@@ -337,7 +337,7 @@ def _glanced_at(job: Job, submission: Submission, seen: BatchSeen | None, clock:
         job.is_doubtful = True
         return AT_ONCE
     job.checkpoint.observe(job.number, seen)
-    return poll_delay(job.age(clock), submission.poll_interval), ""
+    return poll_delay(job.age(clock), submission.poll_interval, is_listed=True), ""
 
 
 def _batch_of(job: Job) -> BatchSeen:

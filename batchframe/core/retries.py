@@ -150,13 +150,16 @@ def queue_delay(attempt: int) -> float:
     return 5.0 if attempt == 1 else min(60.0 * 2.0 ** min(attempt - 2, 5), 1800.0)
 
 
-def poll_delay(age: float, interval: float | None) -> float:
+def poll_delay(age: float, interval: float | None, *, is_listed: bool = False) -> float:
     """Seconds until the next look at a batch that has been live for `age` seconds.
 
     A tenth of the age, between 0.25 and 60 seconds: a batch of minutes is noticed in seconds, one
-    of a day costs one call a minute. `interval` is the user's own choice and is taken as it is.
+    of a day costs one call a minute. At most 15 seconds where one call lists it with others: the
+    place that one of many leaves in a queue is filled the sooner. `interval` is the user's own
+    choice and is taken as it is.
     """
-    return interval if interval is not None else min(max(age / 10, 0.25), 60.0)
+    longest = 15.0 if is_listed else 60.0
+    return interval if interval is not None else min(max(age / 10, 0.25), longest)
 
 
 def latest(results: pa.Table) -> pa.Table:

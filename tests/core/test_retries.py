@@ -131,9 +131,15 @@ def test_a_batch_is_looked_at_after_a_tenth_of_its_age(age, seconds):
     assert poll_delay(age, None) == seconds
 
 
+@pytest.mark.parametrize(("age", "seconds"), [(0, 0.25), (60, 6), (150, 15), (86_400, 15)])
+def test_a_batch_that_is_listed_with_others_is_looked_at_more_often(age, seconds):
+    assert poll_delay(age, None, is_listed=True) == seconds
+
+
 @pytest.mark.parametrize("interval", [0, 0.01, 5, 3600])
 def test_the_users_own_interval_is_taken_as_it_is(interval):
     assert poll_delay(86_400, interval) == interval
+    assert poll_delay(86_400, interval, is_listed=True) == interval
 
 
 # The latest of several tries
