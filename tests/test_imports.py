@@ -84,7 +84,8 @@ def test_the_import_loads_nothing_of_its_own_beyond_the_door(python):
 
     assert python("import sys, batchframe", own) == (
         "['batchframe', 'batchframe.errors', 'batchframe.frames', 'batchframe.frames.accessor', "
-        "'batchframe.frames.calls', 'batchframe.parameters']"
+        "'batchframe.frames.adapters', 'batchframe.frames.calls', 'batchframe.frames.questions', "
+        "'batchframe.frames.sending', 'batchframe.frames.settings', 'batchframe.parameters']"
     )
 
 

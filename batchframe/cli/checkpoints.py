@@ -347,7 +347,7 @@ def _opened(directory: Path, **keywords: Any) -> "Run":
 
 
 def _is_at_work(directory: Path) -> bool:
-    from batchframe.frames.calls import read_checkpoint
+    from batchframe.frames.sending import read_checkpoint
 
     return read_checkpoint(directory).is_at_work()
 

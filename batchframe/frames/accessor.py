@@ -15,24 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from batchframe.errors import ParameterError
-from batchframe.frames.calls import (
+from batchframe.frames.calls import answered, estimated, usage_in_frame
+from batchframe.frames.questions import (
     EMBEDDINGS,
     MODERATIONS,
     Call,
-    Columns,
     Keywords,
-    Settings,
-    answered,
     attached,
     completion,
     embedding,
-    estimated,
     moderation,
-    read_checkpoint,
-    sent,
-    sent_windows,
-    usage_in_frame,
 )
+from batchframe.frames.sending import read_checkpoint, sent, sent_windows
+from batchframe.frames.settings import Columns, Settings
 from batchframe.parameters import Column, check_values
 
 if TYPE_CHECKING:
@@ -298,7 +293,7 @@ def checkpoint_of(prompt_col: str | None, id_col: str | None, keywords: Mapping[
         InputError: the call does not fit.
         ApiKeyError: there is no usable key.
     """
-    from batchframe.frames.calls import how
+    from batchframe.frames.sending import how
 
     given = _bound("complete", (None, prompt_col, id_col), keywords)
     call, settings = _asked_by(given, _keywords(complete))

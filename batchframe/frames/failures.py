@@ -4,7 +4,6 @@ Nothing is lost by the error: all that was answered is in the checkpoint by then
 """
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,9 +11,7 @@ import pyarrow.compute as pc
 from batchframe.core.retries import too_many, unfinished
 from batchframe.core.statuses import ANSWERED, Status
 from batchframe.errors import BatchframeError, ErrorRatioExceededError, UnansweredError
-
-if TYPE_CHECKING:
-    from batchframe.frames.calls import Columns
+from batchframe.frames.settings import Columns
 
 __all__ = ["Failures"]
 
@@ -25,7 +22,7 @@ _SHOWN, _LETTERS = 5, 100
 class Failures:
     """The rows of one call, counted as they come, some at a time."""
 
-    def __init__(self, columns: "Columns") -> None:
+    def __init__(self, columns: Columns) -> None:
         """Take what the call says of rows without an answer."""
         self._columns = columns
         self._n_seen = 0

@@ -27,8 +27,11 @@ from batchframe.core.requests import Rows
 from batchframe.core.results import RESULT_SCHEMA
 from batchframe.errors import ColumnError, ParameterError
 from batchframe.frames import inputs
-from batchframe.frames.calls import Call, Columns, rows_of_table, unanswered
+from batchframe.frames.calls import rows_of_table
 from batchframe.frames.failures import Failures
+from batchframe.frames.questions import Call
+from batchframe.frames.sending import unanswered
+from batchframe.frames.settings import Columns
 from batchframe.storage import replacing
 
 if TYPE_CHECKING:

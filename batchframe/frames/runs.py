@@ -31,15 +31,10 @@ from batchframe.core.prices import unpriced_models
 from batchframe.core.retries import latest
 from batchframe.core.spec import Spec
 from batchframe.errors import BatchframeError, CheckpointError, ProviderError, RunTimeoutError
-from batchframe.frames.calls import (
-    PRICES_WAY_OUT,
-    Call,
-    Settings,
-    asked,
-    how,
-    read_checkpoint,
-    unanswered,
-)
+from batchframe.frames.calls import asked
+from batchframe.frames.questions import Call
+from batchframe.frames.sending import PRICES_WAY_OUT, how, read_checkpoint, unanswered
+from batchframe.frames.settings import Settings
 from batchframe.frames.usage import Usage
 from batchframe.going_on import how_to_resume
 from batchframe.layout import LOG, SPEC
