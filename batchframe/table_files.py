@@ -37,10 +37,12 @@ def read_table(
     Raises CheckpointCorruptError if it is damaged, CheckpointError if it cannot be read now.
     """
     try:
-        # Checked, or a text with a byte that was changed on the disk would be an answer.
+        # Checked, or a text with a byte that was changed on the disk would be an answer. And not
+        # read ahead: that is done by threads of Arrow, which let go of our file when it comes to
+        # that, and abort a process that is ending just then (apache/arrow #34314).
         with (
             storage.open(path) as file,
-            pq.ParquetFile(file, page_checksum_verification=True) as parquet,
+            pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False) as parquet,
         ):
             fits = parquet.schema_arrow.equals(schema)
             table = parquet.read(columns, use_threads=False) if fits else None

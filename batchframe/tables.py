@@ -11,7 +11,7 @@ such as 007, digits and line ends stay.
 import csv
 import io
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -185,17 +185,30 @@ def _beside(table: pa.Table, new: pa.Table) -> pa.Table:
     return table
 
 
+def _check_names(labels: Sequence[str], name: str) -> None:
+    doubled = sorted(label for label, n in Counter(labels).items() if n > 1)
+    if doubled:
+        raise ColumnError(
+            f"{name} has more than one column of the name {', '.join(map(repr, doubled))}. "
+            "Nothing was sent. Rename them first."
+        )
+
+
 class _Parquet:
     format = Format.PARQUET
 
     def __init__(self, data: bytes, name: str) -> None:
         try:
-            self._table = pq.read_table(pa.BufferReader(data), partitioning=None)
-        except pa.ArrowInvalid as error:
+            # By this thread alone, as the tables of checkpoints are, and for the same reason.
+            with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+                self._table = file.read(use_threads=False)
+        except (OSError, pa.ArrowException) as error:
+            reason = str(error).rstrip(".")
             raise ParameterError(
-                f"{name} cannot be read as parquet: {error}. Nothing was sent."
+                f"{name} cannot be read as parquet: {reason}. Nothing was sent."
             ) from None
         self.labels: list[str] = self._table.column_names
+        _check_names(self.labels, name)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -221,12 +234,7 @@ class _Csv:
             raise ParameterError(
                 f"{name} is empty: the first line of CSV names its columns. Nothing was sent."
             )
-        doubled = sorted({label for label in self.labels if self.labels.count(label) > 1})
-        if doubled:
-            raise ColumnError(
-                f"{name} has more than one column of the name {', '.join(map(repr, doubled))}. "
-                "Nothing was sent. Rename them first."
-            )
+        _check_names(self.labels, name)
         self._name = name
         self._texts = [header]
         for record, fields, line in records:

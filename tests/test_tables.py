@@ -3,8 +3,13 @@
 import csv
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -136,3 +141,45 @@ def test_what_has_no_text_is_told_before_anything_is_paid(format_):
     with pytest.raises(ColumnError, match=f"cannot be written as {format_}.*Nothing was sent"):
         writer_of(rows, format_)
     assert writer_of(rows, Format.PARQUET)
+
+
+def parquet(labels):
+    file = io.BytesIO()
+    columns = [pa.array(["a long text " * 50, f"in column {n}"]) for n in range(len(labels))]
+    pq.write_table(pa.table(columns, names=labels), file)
+    return file.getvalue()
+
+
+def test_parquet_with_two_columns_of_one_name_is_refused_by_that_name():
+    with pytest.raises(ColumnError, match=r"^in\.parquet has more than one column .* 'prompt'\. "):
+        read_rows(parquet(["prompt", "id", "prompt"]), Format.PARQUET, "in.parquet")
+
+
+def test_parquet_whose_pages_are_damaged_is_refused_by_its_name():
+    data = bytearray(parquet(["prompt"]))
+    data[30:60] = bytes(30)
+    with pytest.raises(ParameterError, match=r"^in\.parquet cannot be read as parquet: .*[^.]\. N"):
+        read_rows(bytes(data), Format.PARQUET, "in.parquet")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_parquet_is_read_without_a_thread_that_could_outlive_the_process():
+    # A thread of Arrow that still holds Python's bytes when Python ends aborts the process.
+    code = """
+        import io, os
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from batchframe.tables import Format, read_rows
+
+        file = io.BytesIO()
+        pq.write_table(pa.table({"id": [1, 2], "prompt": ["a", "b"]}), file)
+        before = len(os.listdir("/proc/self/task"))
+        rows = read_rows(file.getvalue(), Format.PARQUET, "in.parquet")
+        assert rows.values(["prompt"])["prompt"].to_pylist() == ["a", "b"]
+        print(len(os.listdir("/proc/self/task")) - before)
+    """
+    root = Path(__file__).parents[1]
+    ended = subprocess.run(
+        [sys.executable, "-c", dedent(code)], cwd=root, capture_output=True, check=True, text=True
+    )
+    assert ended.stdout == "0\n"

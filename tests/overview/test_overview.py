@@ -2,8 +2,10 @@
 
 import re
 import tempfile
+import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -219,6 +221,37 @@ def test_a_look_that_finds_nothing_new_reads_no_file(serve, run, read, clock):
     assert status_of(checkpoint, now=clock.now(), sums=sums) == first
     assert len(storage.opened) == n_opened
     assert status_of(read(), now=clock.now(), sums=sums) == first
+
+
+class WatchedFile(FileIO):
+    """Knows which threads read it."""
+
+    def __init__(self, path, readers):
+        super().__init__(path)
+        self.readers = readers
+
+    def readinto(self, buffer):
+        self.readers.add(threading.get_ident())
+        return super().readinto(buffer)
+
+
+class WatchedStorage(Storage):
+    """Knows which threads read its files."""
+
+    def __init__(self):
+        self.readers = set()
+
+    def open(self, path):
+        return BufferedReader(WatchedFile(path, self.readers))
+
+
+def test_no_thread_of_arrow_holds_a_file_of_ours(serve, run, read, clock):
+    # It would let go of it when it comes to that, and abort the process where that is ending.
+    with serve() as server:
+        run(server, {1: "a", 2: "b"}, limits=TWO)
+    storage = WatchedStorage()
+    status_of(read(storage), now=clock.now())
+    assert storage.readers == {threading.get_ident()}
 
 
 class Unflushed(Storage):
