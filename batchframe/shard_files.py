@@ -151,7 +151,7 @@ class ShardFiles(Log):
             names=["key", "owner"],
         )
         places = places.filter(pc.is_in(places["key"], value_set=asked))
-        last = places.group_by("key").aggregate([("owner", "max")])
+        last = places.group_by("key", use_threads=False).aggregate([("owner", "max")])
         owner = last["owner_max"].combine_chunks()
         owner = owner.take(pc.index_in(asked, value_set=last["key"].combine_chunks()))
         found, start = {}, 0

@@ -37,7 +37,11 @@ class Tolerance:
         """
         status, code = (results[name].combine_chunks() for name in ("status", "error_code"))
         table = pa.table({"status": status, "code": code, "n": n_answered})
-        for row in table.group_by(["status", "code"]).aggregate([("n", "sum")]).to_pylist():
+        for row in (
+            table.group_by(["status", "code"], use_threads=False)
+            .aggregate([("n", "sum")])
+            .to_pylist()
+        ):
             self._ended[row["status"]] += row["n_sum"]
             if row["status"] not in ANSWERED:
                 self._reasons[row["code"] or row["status"]] += row["n_sum"]

@@ -161,7 +161,7 @@ def _where(is_known: pa.BooleanArray, dollars: pa.DoubleArray) -> pa.DoubleArray
 def _grouped(table: pa.Table) -> pa.Table:
     # A sum of dollars is unknown if a part of it is.
     exact = pc.ScalarAggregateOptions(skip_nulls=False, min_count=0)
-    grouped = table.group_by(["model", "category"]).aggregate(
+    grouped = table.group_by(["model", "category"], use_threads=False).aggregate(
         [
             ("tokens", "sum"),
             ("cost_usd", "sum", exact),

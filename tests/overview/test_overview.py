@@ -1,12 +1,16 @@
 """What is said of a run is what became of its rows: numbers that can be checked by hand."""
 
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from io import BufferedReader, FileIO
 from pathlib import Path
+from textwrap import dedent
 
 import pyarrow as pa
 import pytest
@@ -252,6 +256,42 @@ def test_no_thread_of_arrow_holds_a_file_of_ours(serve, run, read, clock):
     storage = WatchedStorage()
     status_of(read(storage), now=clock.now())
     assert storage.readers == {threading.get_ident()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_process_that_looks_at_a_checkpoint_gets_no_thread_by_it(serve, run, path):
+    with serve() as server:
+        run(server, {1: "a", 2: "b"}, limits=TWO)
+    code = """
+        import os, sys
+        import batchframe
+        import pyarrow.parquet
+
+        def n_threads():
+            return len(os.listdir("/proc/self/task"))
+
+        path, before = sys.argv[1], n_threads()
+        run = batchframe.open_run(path)
+        for look in (
+            run.status,
+            run.usage,
+            run.batches,
+            lambda: run.report(f"{path}.html"),
+            lambda: batchframe.results(path),
+            lambda: batchframe.runs(path),
+        ):
+            look()
+            print(n_threads() - before)
+    """
+    ended = subprocess.run(
+        [sys.executable, "-c", dedent(code), str(path)],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OPENAI_API_KEY": "sk-test"},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert ended.stdout.split() == ["0"] * 6
 
 
 class Unflushed(Storage):
