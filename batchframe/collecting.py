@@ -5,10 +5,11 @@ made anew from the downloads, or fetched again.
 """
 
 import logging
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -149,6 +150,22 @@ def _read_downloads(
     return table, committed
 
 
+@dataclass(frozen=True, slots=True)
+class _Downloads:
+    """The lines of a shard's downloads, in blocks, as often as they are asked for."""
+
+    checkpoint: Checkpoint
+    number: int
+    #: By kind; what was not downloaded is not there.
+    digests: Mapping[str, str]
+
+    def __iter__(self) -> Iterator[bytes]:
+        kinds: tuple[DownloadKind, ...] = ("output", "error")
+        for kind in kinds:
+            if kind in self.digests:
+                yield from whole_lines(self.checkpoint.downloaded(self.number, kind))
+
+
 def _collected(
     checkpoint: Checkpoint,
     number: int,
@@ -158,14 +175,11 @@ def _collected(
     ended: BatchStatus,
 ) -> Results:
     """The lines of a shard's downloads -> one result per request; `ended` is for those without."""
-    kinds: tuple[DownloadKind, ...] = ("output", "error")
     requests = checkpoint.requests(number, ("row_key", "id"))
     return collect_results(
         requests["row_key"].to_pylist(),
         requests["id"].combine_chunks(),
-        chain.from_iterable(
-            whole_lines(checkpoint.downloaded(number, kind)) for kind in kinds if kind in digests
-        ),
+        _Downloads(checkpoint, number, digests),
         batch_id=batch.batch_id,
         ended=ended.value,
         files_gone=any(

@@ -159,9 +159,9 @@ class Line(msgspec.Struct, gc=False):
 _decoder = msgspec.json.Decoder(Line, strict=False)
 #: A line as it should be; whatever is raised, `decode_leniently` may read it.
 decode = _decoder.decode
-#: All lines of a block, where each is as it should be. A line that is torn is not read as one with
-#: the next: no string holds a line end, and after the next something would have to close what the
-#: torn one left open.
+#: All values of a block, where each is as it should be: lines, or what goes over several of them. A
+#: line that is torn is hardly ever read as one with the next: no string holds a line end, and after
+#: the next something would have to close what the torn one left open.
 decode_all = _decoder.decode_lines
 _decode_body = msgspec.json.Decoder(Body).decode
 

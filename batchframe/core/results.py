@@ -108,7 +108,7 @@ def collect_results(
         row_keys: The shard's row keys, 16 bytes each and distinct, in the order of its lines.
         ids: The user's ids, as strings, in the same order.
         blocks: The lines of the output file and of the error file, in any order, one or more whole
-            lines in each block.
+            lines in each block. Where requests are without a line they are read once more.
         batch_id: The batch that answered.
         ended: How the batch ended (completed, failed, expired or cancelled), which says what became
             of requests without a line.
@@ -145,6 +145,17 @@ def collect_results(
                 is_answered[row] = outcome.answered
                 entries.append(outcome)
         # Columns at once, while the block is in the processor's cache.
+        parts.append(_read_off(entries))
+        n_entries += len(entries)
+
+    if -1 in entry_of:
+        # A line that stands within a torn one was read as a part of it, if at all.
+        entries = []
+        for outcome in map(read_line, chain.from_iterable(map(lines_in, blocks))):
+            row = row_of.get(outcome.custom_id or "")
+            if row is not None and entry_of[row] < 0:
+                entry_of[row] = n_entries + len(entries)
+                entries.append(outcome)
         parts.append(_read_off(entries))
         n_entries += len(entries)
 

@@ -431,6 +431,22 @@ def test_a_torn_line_is_not_taken_for_the_request_that_its_text_quotes():
     assert collected.table["status"].to_pylist() == ["missing", "failed"]
 
 
+def test_a_line_that_stands_within_a_torn_one_has_its_result():
+    torn, within, other = keys(3)
+    head = encode(line(torn, chat("torn")) | {"trace": "T"}).removesuffix(b'"T"}')
+    block = b"\n".join([head, encode(line(within, chat())), b"}"])
+    json.loads(block)  # all of it is one value
+    collected = collect([block, encode(line(other, chat("other")))], [torn, within, other])
+    assert collected.table["status"].to_pylist() == ["ok", "ok", "ok"]
+    assert collected.table["completion"].to_pylist() == ["torn", "hello", "other"]
+
+
+def test_answers_that_go_over_several_lines_are_read_also_where_one_is_missing():
+    asked = keys(3)
+    block = b"\n".join(json.dumps(line(key, chat()), indent=1).encode() for key in asked[:2])
+    assert collect([block], asked).table["status"].to_pylist() == ["ok", "ok", "missing"]
+
+
 # --- One result per request -----------------------------------------------------------------------
 
 

@@ -132,6 +132,22 @@ def test_result_files_that_the_provider_deleted_are_missing_rows_and_nothing_is_
         assert completions(run(server, rows, retry_failed=True)) == answers_to(rows)
 
 
+def test_an_answer_that_stands_within_a_torn_line_is_not_missing(run, clock, tmp_path):
+    rows = rows_of(3)
+    with LocalServer(clock=clock, directory=tmp_path / "server", stage_seconds=60) as server:
+        start(run, server, rows)
+        clock.advance(DAY)
+        (output,) = (tmp_path / "server").rglob(the_batch(server).output_file_id)
+        first, second, third = output.read_bytes().splitlines()
+        assert first.endswith(b'"error":null}')
+        # All values of the file can be read, and one of them is of two requests. As long as before.
+        torn = [first.removesuffix(b"null}"), second, b"}".ljust(4), third, b""]
+        output.write_bytes(b"\n".join(torn))
+
+        assert completions(run(server, rows)) == answers_to(rows)
+        assert set(server.executions().values()) == {1}
+
+
 def test_a_result_file_that_is_not_found_once_is_fetched_again(run, server):
     server.inject(Fault("files.retrieve", "error-before:404"))
 
