@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from batchframe.accounts import account_of
 from batchframe.answers import find_keys, warn_of_unknown_prices
+from batchframe.cancelling import Asks
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider, Unavailable
 from batchframe.clock import SystemClock
@@ -274,18 +275,22 @@ class Run:
         checkpoint = self._look()
         checkpoint.ask_to_cancel()
         states = [shard.state for shard in list(checkpoint.shards.values())]
-        live = [state.batch for state in states if isinstance(state, Live)]
+        live = [state.batch.batch_id for state in states if isinstance(state, Live)]
         if not live:
             return
         provider = Provider(self._settings.client, self._settings.dialect)
         checkpoint.check_spec(Spec(account=provider.account, **_shared(checkpoint)))
         # One that is refused keeps none of the others running.
         refusals: list[tuple[str, Exception]] = []
-        for batch in live:
-            try:
-                provider.cancel(batch.batch_id)
-            except (Unavailable, ProviderError) as reason:
-                refusals.append((batch.batch_id, reason))
+        asks = Asks(provider)
+        while live:
+            asks.begin(live)
+            for batch_id, reason in asks.outcomes(_LOOK_SECONDS):
+                live.remove(batch_id)
+                if isinstance(reason, Unavailable | ProviderError):
+                    refusals.append((batch_id, reason))
+                elif reason is not None:
+                    raise reason
         if refusals:
             (batch_id, why), *others = refusals
             more = f" (and {len(others)} more)" if others else ""
