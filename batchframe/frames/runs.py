@@ -9,6 +9,7 @@ handle goes on from there. It sends nothing by itself that was not asked for: `s
 """
 
 import asyncio
+import atexit
 import logging
 import os
 import threading
@@ -67,6 +68,8 @@ _log = logging.getLogger(__name__)
 
 #: How often a thread that waits looks around, in seconds.
 _LOOK_SECONDS = 0.1
+#: How long a process that ends waits for its runs to leave, in seconds.
+_LAST_SECONDS = 5.0
 
 #: Results, where each row has its own, and the status of rows without one -> a frame.
 Finish = Callable[["pa.Table", "pa.Int64Array", str | None], Any]
@@ -305,9 +308,8 @@ class Run:
         Returns:
             True where the work had come to its end by itself, which `result` then gives at once.
         """
-        rounds = self._rounds
-        if rounds is not None:
-            rounds.left.set()
+        if self._rounds is not None:
+            self._leave()
             self._ended.wait()
         return self._rounds is not None
 
@@ -339,6 +341,12 @@ class Run:
                     self._rounds, self._is_left = None, True
                 self._ended.set()
             rounds.submitted.set()  # as far as it ever will be
+
+    def _leave(self) -> None:
+        """Have the thread leave what there is to do, as soon as it can."""
+        rounds = self._rounds
+        if rounds is not None:
+            rounds.left.set()
 
     def _keep_keys(self, rounds: Rounds) -> None:
         if self._finish is not None and self._keys is None:
@@ -484,6 +492,23 @@ def _forget_the_parents() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_parents)
+
+
+def _leave_all() -> None:
+    """Where the process ends, have all runs leave what there is to do to another one.
+
+    A thread that is cut off within Arrow may abort the process.
+    """
+    clock = SystemClock()
+    deadline = clock.monotonic() + _LAST_SECONDS
+    working = [run for run in list(_handles) if run._is_working]  # noqa: SLF001 - of this module
+    for run in working:
+        run._leave()  # noqa: SLF001 - likewise
+    for run in working:
+        run._ended.wait(max(0.0, deadline - clock.monotonic()))  # noqa: SLF001 - likewise
+
+
+atexit.register(_leave_all)
 
 
 def _is_settled(checkpoint: Checkpoint) -> bool:
