@@ -180,15 +180,17 @@ class Engine:
     def release(self, owner: Hashable) -> None:
         """Stop watching all that the owner watches.
 
-        No further step of a job that nobody else watches begins; those that are being performed
-        are waited for. An exception that ends the wait, such as Ctrl-C, changes nothing of that.
+        No further step of a job that nobody else watches begins; those that are being performed,
+        or were begun with the owner's client, are waited for. An exception that ends the wait, such
+        as Ctrl-C, changes nothing of that.
         """
         with self._changed:
-            left = [job for job in self._jobs.values() if job.watchers.pop(owner, None)]
-            for job in left:
+            left = [(j, how) for j in self._jobs.values() if (how := j.watchers.pop(owner, None))]
+            for job, _ in left:
                 self._drop_if_idle(job)
             self._changed.notify_all()
-            while any(job.busy and not job.watchers for job in left):
+            # Who has left may close its client.
+            while any(job.busy and (not job.watchers or job.used is how) for job, how in left):
                 self._changed.wait(0.2)
 
     def rest(self, seconds: float) -> None:
@@ -290,6 +292,8 @@ class Engine:
             before = [job.state for job in jobs]
             # A control thread that failed leaves steps behind that are not to be taken any more.
             submissions = [job.submission if job.error is None else None for job in jobs]
+            for job, used in zip(jobs, submissions, strict=True):
+                job.used = used
             around = self._around(jobs[0], reader)
         watched = [(job, how) for job, how in zip(jobs, submissions, strict=True) if how]
         if len(watched) > 1:

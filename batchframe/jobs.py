@@ -74,6 +74,8 @@ class Job:
     watchers: dict[Hashable, Submission] = field(default_factory=dict)
     #: A step is being performed.
     busy: bool = False
+    #: How the last step that began is performed, by whose client.
+    used: Submission | None = None
     #: When the next step is due, on the clock's monotonic scale.
     due: float = 0.0
     #: Failed tries of the present step.

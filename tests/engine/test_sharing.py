@@ -112,6 +112,46 @@ def test_few_live_batches_are_asked_one_by_one(run, clock):
         assert "batches.list" not in server.calls()
 
 
+class Leaving(Provider):
+    """A client whose run is told to leave while it asks, and which is closed when that has left."""
+
+    def __init__(self, client):
+        super().__init__(client)
+        self.rounds, self.is_closed = None, threading.Event()
+
+    def retrieve(self, batch_id):
+        self.rounds.left.set()
+        # A run that leaves at once has closed it by then.
+        if self.is_closed.wait(0.5):
+            raise RuntimeError("The client was closed.")
+        return super().retrieve(batch_id)
+
+
+def test_who_leaves_waits_for_a_step_that_is_taken_with_its_client(tmp_path):
+    path = tmp_path / "a"
+    ready = threading.Event()
+    clock = HeldClock(ready.is_set)
+    how = {"engine": Engine(clock), "limits": Limits()}
+    with LocalServer(clock=clock, stage_seconds=600) as server, ThreadPoolExecutor(2) as pool:
+        staying = rounds_of(server, path, ["question"], **how)
+        stays = pool.submit(outcome_of, staying)
+        assert staying.submitted.wait(60)
+        client = Leaving(server.client())
+        client.rounds = rounds_of(server, path, ["question"], provider=client, **how)
+
+        def leave():
+            left_to_others(client.rounds)
+            client.is_closed.set()
+
+        leaves = pool.submit(leave)
+        while not (client.rounds.left.is_set() or leaves.done()):
+            threading.Event().wait(0.001)
+        leaves.result(60)
+        ready.set()
+
+        assert stays.result(60) == ["echo: question"]
+
+
 class HeldClock(JumpClock):
     """Stands still until something is so."""
 
