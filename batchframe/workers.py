@@ -39,7 +39,7 @@ class Workers(Executor):
             if self._has_left:
                 raise RuntimeError(f"the threads of {self._name} were let go")
             if self._n_begun < self._n_threads:
-                name = f"{self._name}-{self._n_begun}"
+                name = f"{self._name}_{self._n_begun}"
                 threading.Thread(target=self._work, name=name, daemon=True).start()
                 self._n_begun += 1
             self._tasks.put(functools.partial(_perform, future, call))
