@@ -8,12 +8,13 @@ A shard that nobody watches any more is left alone: its batch goes on at the pro
 call that needs its rows picks it up where the log has it.
 """
 
+import atexit
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +50,7 @@ from batchframe.jobs import (
 from batchframe.ledger import Ledger
 from batchframe.steps import AT_ONCE, CROWDED, Around, Next, attempt, glance
 from batchframe.storage import Storage
+from batchframe.workers import Workers
 
 __all__ = ["Engine", "default_engine"]
 
@@ -60,6 +62,9 @@ _THREADS = 4
 _LOOKS = 10.0
 #: Failed tries after which a service that never answered at all is taken for the wrong address.
 _UNREACHED_TRIES = 6
+#: How long a process that ends waits for steps that are being performed, in seconds: they are taken
+#: up where they stood, but a thread that is cut off within Arrow may abort the process.
+_LAST_SECONDS = 5.0
 
 
 @dataclass(slots=True)
@@ -79,6 +84,8 @@ class Engine:
     #: Steps that are being performed, and runs that make shards.
     _n_steps: int = 0
     _n_freezing: int = 0
+    #: The process ends: no further step begins.
+    _is_resting: bool = False
 
     def room(
         self, account: Account, model: str, given: int | None, count: Callable[[], float | None]
@@ -173,16 +180,27 @@ class Engine:
     def release(self, owner: Hashable) -> None:
         """Stop watching all that the owner watches.
 
-        No further step of a job that nobody else watches begins; those that are being performed
-        are waited for. An exception that ends the wait, such as Ctrl-C, changes nothing of that.
+        No further step of a job that nobody else watches begins; those that are being performed,
+        or were begun with the owner's client, are waited for. An exception that ends the wait, such
+        as Ctrl-C, changes nothing of that.
         """
         with self._changed:
-            left = [job for job in self._jobs.values() if job.watchers.pop(owner, None)]
-            for job in left:
+            left = [(j, how) for j in self._jobs.values() if (how := j.watchers.pop(owner, None))]
+            for job, _ in left:
                 self._drop_if_idle(job)
             self._changed.notify_all()
-            while any(job.busy and not job.watchers for job in left):
+            # Who has left may close its client.
+            while any(job.busy and (not job.watchers or job.used is how) for job, how in left):
                 self._changed.wait(0.2)
+
+    def rest(self, seconds: float) -> None:
+        """Begin no further step, and wait at most `seconds` for those that are being performed."""
+        deadline = self.clock.monotonic() + seconds
+        with self._changed:
+            self._is_resting = True
+            self._changed.notify_all()
+            while self._n_steps and (left := deadline - self.clock.monotonic()) > 0:
+                self._changed.wait(left)
 
     def _drop_if_idle(self, job: Job) -> None:
         if not job.watchers and not job.busy:
@@ -219,10 +237,10 @@ class Engine:
 
     def _control(self) -> None:
         with self._changed:
-            pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="batchframe")
+            pool = Workers(_THREADS, "batchframe")
             # Results are read by one thread: more would be no faster, as Python runs one of them,
             # and each would keep the memory of a whole shard.
-            reader = ThreadPoolExecutor(1, thread_name_prefix="batchframe-reader")
+            reader = Workers(1, "batchframe-reader")
             try:
                 self._decide(pool, reader)
             except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait
@@ -231,14 +249,16 @@ class Engine:
             finally:
                 self._thread = None
                 self._changed.notify_all()
-                pool.shutdown(wait=False)
-                reader.shutdown(wait=False)
+                pool.leave()
+                reader.leave()
 
-    def _decide(self, pool: ThreadPoolExecutor, reader: Executor) -> None:
+    def _decide(self, pool: Executor, reader: Executor) -> None:
         while jobs := [job for job in self._jobs.values() if job.busy or not job.is_settled]:
+            if self._is_resting and not self._n_steps:
+                return
             now = self.clock.monotonic()
             for group in in_turn(startable(jobs, now, self._queues), jobs):
-                if self._n_steps == _THREADS:
+                if self._n_steps == _THREADS or self._is_resting:
                     break
                 if isinstance(group[0].state, Uploaded) and not self._may_create(group[0], now):
                     continue
@@ -272,6 +292,8 @@ class Engine:
             before = [job.state for job in jobs]
             # A control thread that failed leaves steps behind that are not to be taken any more.
             submissions = [job.submission if job.error is None else None for job in jobs]
+            for job, used in zip(jobs, submissions, strict=True):
+                job.used = used
             around = self._around(jobs[0], reader)
         watched = [(job, how) for job, how in zip(jobs, submissions, strict=True) if how]
         if len(watched) > 1:
@@ -378,6 +400,13 @@ _default = Engine()
 def default_engine() -> Engine:
     """The engine that all calls of this process share."""
     return _default
+
+
+def _rest() -> None:
+    _default.rest(_LAST_SECONDS)
+
+
+atexit.register(_rest)
 
 
 def _begin_anew() -> None:

@@ -24,6 +24,7 @@ from batchframe.core.batches import (
 )
 from batchframe.core.queues import Queue, queue_of
 from batchframe.core.rates import Prices
+from batchframe.core.retries import poll_delay
 from batchframe.core.schedule import Load, admit
 from batchframe.core.shards import Limits
 
@@ -73,6 +74,8 @@ class Job:
     watchers: dict[Hashable, Submission] = field(default_factory=dict)
     #: A step is being performed.
     busy: bool = False
+    #: How the last step that began is performed, by whose client.
+    used: Submission | None = None
     #: When the next step is due, on the clock's monotonic scale.
     due: float = 0.0
     #: Failed tries of the present step.
@@ -122,6 +125,11 @@ class Job:
         return next(reversed(self.watchers.values()), None)
 
     @property
+    def poll_intervals(self) -> frozenset[float | None]:
+        """What its watchers ask for, in seconds between looks at its batch; None adapts."""
+        return frozenset(how.poll_interval for how in list(self.watchers.values()))
+
+    @property
     def state(self) -> State:
         """Where the shard stands."""
         return self.checkpoint.shards[self.number].state
@@ -142,6 +150,11 @@ class Job:
         if self.since is None:
             self.since = now
         return now - self.since
+
+    def poll_delay(self, age: float, *, is_listed: bool = False) -> float:
+        """Seconds until the next look at its batch, live for `age`: for who looks most often."""
+        delays = (poll_delay(age, how, is_listed=is_listed) for how in self.poll_intervals)
+        return min(delays, default=0.0)
 
 
 def is_too_large(job: Job, queue: Queue) -> bool:
@@ -186,24 +199,30 @@ def startable(
 
 
 def _grouped(due: list[Job], under_way: list[Job]) -> list[list[Job]]:
-    """The jobs one by one; but live ones of one client together with all others of it, if many.
+    """The jobs one by one; but live ones of one client and pace together with all others, if many.
 
     They are listed when half of them are due: one that was just created, and is due most often,
-    does not have all others listed each time.
+    does not have all others listed each time. Where somebody chose the pace they are listed when
+    one is due: from then on they are due together.
     """
     to_look_at = [job for job in due if _is_running(job)]
     if not to_look_at:
         return [[job] for job in due]
-    live: dict[int, list[Job]] = {}
+    live: dict[Hashable, list[Job]] = {}
     for job in under_way:
         if not job.busy and _is_running(job) and (submission := job.submission):
-            live.setdefault(id(submission.provider), []).append(job)
+            live.setdefault((id(submission.provider), job.poll_intervals), []).append(job)
     many = [group for group in live.values() if len(group) >= _MANY_LIVE]
     together = {id(job) for group in many for job in group}
     asked = {id(job) for job in to_look_at}
     return [
         *([job] for job in due if id(job) not in together),
-        *(group for group in many if 2 * sum(id(job) in asked for job in group) >= len(group)),
+        *(
+            group
+            for group in many
+            if (n_due := sum(id(job) in asked for job in group))
+            and (2 * n_due >= len(group) or group[0].poll_intervals != {None})
+        ),
     ]
 
 

@@ -16,7 +16,7 @@ back of them, `cancelling` stops. Here they take their turns.
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -31,7 +31,12 @@ from batchframe.core.prompt_tokens import counted_ratio
 from batchframe.core.requests import Requests, RowKeys, Rows, addressed, render_requests, row_keys
 from batchframe.core.shards import Limits, cut_shards, within_queue
 from batchframe.engine import Engine
-from batchframe.errors import ProviderError, RunTimeoutError
+from batchframe.errors import (
+    BudgetExceededError,
+    ErrorRatioExceededError,
+    ProviderError,
+    RunTimeoutError,
+)
 from batchframe.going_on import explain, how_to_resume, warn_of_deletion
 from batchframe.jobs import Submission
 from batchframe.planning import Planner, by_model
@@ -130,7 +135,7 @@ class Rounds:
         """Work to the end, whichever that is, and close the checkpoint. To be called once."""
         try:
             try:
-                with self.progress:
+                with self.progress, self._writing_down():
                     self._drive()
             finally:
                 # First of all, and also where a second Ctrl-C interrupts it: nothing more is sent.
@@ -143,6 +148,21 @@ class Rounds:
             raise
         finally:
             self.checkpoint.close()
+
+    @contextmanager
+    def _writing_down(self) -> Iterator[None]:
+        """Where an error stops the run, make shards of what waits to be sent again all the same.
+
+        Else the next call would begin its tries anew.
+        """
+        try:
+            yield
+        except (ProviderError, BudgetExceededError, ErrorRatioExceededError):
+            self.left.set()
+            self._has_windows = False
+            self.watch.release()
+            self._send_again()
+            raise
 
     def _drive(self) -> None:
         """Plan, and wait until nothing is left to send."""
@@ -231,7 +251,7 @@ class Rounds:
             model: functools.partial(counted_ratio, of_model, spec)
             for model, of_model in self._by_model(rows)
         }
-        keys = self._cut(chunks, self._limits(counts), round_=0)
+        keys = self._cut(chunks, self._limits(counts), round_=0, look=self._look)
         return pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
 
     def _by_model(self, rows: Rows) -> Iterator[tuple[str, Rows]]:
@@ -254,9 +274,14 @@ class Rounds:
         return within_queue(limits, min((r for r in rooms if r is not None), default=None))
 
     def _cut(
-        self, chunks: Iterable[Requests], limits: Limits, *, round_: int
+        self,
+        chunks: Iterable[Requests],
+        limits: Limits,
+        *,
+        round_: int,
+        look: Callable[[], None],
     ) -> list[pa.FixedSizeBinaryArray]:
-        """Make shards of requests, and send them; fewer if the run is cancelled meanwhile.
+        """Make shards of requests, and `look` after each; fewer if the run is cancelled meanwhile.
 
         Returns the keys of each.
         """
@@ -275,23 +300,23 @@ class Rounds:
                 self._n_unfrozen -= len(requests)
                 number = self.checkpoint.freeze(requests, round_=round_)
                 self.watch.add(number, round_=round_)
-                self._look()
+                look()
         return keys
 
     def _send_again(self) -> None:
-        """Make shards of the rows that are to be sent again, out of the lines that they had."""
+        """Make shards of the rows that are to be sent again, out of the lines that they had.
+
+        Before the last is written down no result is read, as that may end the run.
+        """
         checkpoint = self.checkpoint
         with checkpoint.planning:
             rounds = self.tries.next_round()
-            n_later = sum(len(keys) for left in rounds.values() for keys in left.values())
+            self._n_unfrozen = sum(len(keys) for left in rounds.values() for keys in left.values())
             for round_, left in rounds.items():
                 lines = (checkpoint.lines(number, keys) for number, keys in left.items())
-                # Those of later rounds as well: before the last is written down, nothing stops.
-                self._n_unfrozen = n_later
-                n_later -= sum(map(len, left.values()))
                 # The queues were measured when the rows were there.
                 models = dict.fromkeys(map(checkpoint.model_of, left), lambda: None)
-                self._cut(lines, self._limits(models), round_=round_)
+                self._cut(lines, self._limits(models), round_=round_, look=self._show)
 
     # Watching over
 
@@ -319,6 +344,10 @@ class Rounds:
         if self.tries.again and (self.left.is_set() or not is_waiting):
             # Also where another process is to send it: so that it counts on from this round.
             self._send_again()
+            self._look()
+
+    def _show(self) -> None:
+        self.progress.show(self.tally())
 
     def _leave(self) -> None:
         """Leave what there is to do to another process, which counts its tries on from here."""
@@ -333,7 +362,7 @@ class Rounds:
             if job.number not in self.tries.looked_at and isinstance(job.state, Collected):
                 self._look_at(job.number)
         # With what was just read: this may be the last look.
-        self.progress.show(self.tally())
+        self._show()
         # All rows are written down first: whoever takes up the run without its frame goes on.
         is_written = not self._n_unfrozen and not self._has_windows
         if self.tolerance.is_exceeded() and is_written:
@@ -341,15 +370,15 @@ class Rounds:
         self._send_held()
         held = self.watch.held
         if not self.left.is_set() and held and not self.tries.n_open() and is_written:
-            raise self.budget.exceeded(held[0], self._n_unsent())
+            raise self.budget.exceeded(held[0], self._n_to_send())
 
     def _look_at(self, number: int) -> None:
         """Take note of a shard's results, or stop where more of the same would be in vain."""
         results = self.tries.look_at(number)
         reason = self.tries.in_vain(number, results)
-        if reason is not None and (self._n_unsent() or self.tries.has_unfinished(number, results)):
+        if reason is not None and (self._n_to_send() or self.tries.has_unfinished(number, results)):
             self.watch.release()  # what a step under way still sends is not called unsent
-            unsent = self._n_unsent()
+            unsent = self._n_to_send()
             rows = "1 row was" if unsent == 1 else f"{unsent} rows were"
             left = f"{rows} not sent, and cost nothing. " if unsent else ""
             raise ProviderError(
@@ -359,12 +388,11 @@ class Rounds:
         self.tries.take_note(number, results)
 
     def _stop_if_more_is_to_be_sent(self) -> None:
-        again = self.tries.again
         # Who was told before and calls again has what is live collected first: it is paid for.
         is_early = self.tries.was_exceeded and self.tries.n_open()
-        if (self._n_unsent() or again) and not is_early:
+        if self._n_to_send() and not is_early:
             self.watch.release()  # what a step under way still sends is not called unsent
-            raise self.tolerance.exceeded(self._n_unsent() + sum(map(len, again.values())))
+            raise self.tolerance.exceeded(self._n_to_send())
 
     def _send_held(self) -> None:
         """Send shards that were held, in their order, as far as there is room."""
@@ -390,8 +418,10 @@ class Rounds:
         is_first = self.tries.n_open() < self.submission.limits.max_live_batches
         return is_first and not self.tolerance.is_exceeded()
 
-    def _n_unsent(self) -> int:
-        return self._n_unfrozen + self.watch.n_unsent()
+    def _n_to_send(self) -> int:
+        """How many rows are to be sent, or to be sent again."""
+        again = sum(map(len, self.tries.again.values()))
+        return self._n_unfrozen + self.watch.n_unsent() + again
 
 
 class Left(BaseException):

@@ -37,7 +37,7 @@ from batchframe.core.batches import (
     UploadStarted,
     next_action,
 )
-from batchframe.core.retries import PASSING_REFUSALS, poll_delay, queue_delay, was_turned_away
+from batchframe.core.retries import PASSING_REFUSALS, queue_delay, was_turned_away
 from batchframe.errors import (
     AccountMismatchError,
     AuthenticationError,
@@ -173,7 +173,7 @@ def _create(job: Job, submission: Submission, around: Around, file_id: str, cloc
     match outcome:
         case BatchSeen():
             checkpoint.commit(job.number, outcome)
-            return poll_delay(0.0, submission.poll_interval), ""
+            return job.poll_delay(0.0), ""
         case CreateRefused():
             checkpoint.commit(job.number, outcome)
             if outcome.code != "token_limit_exceeded":
@@ -322,14 +322,14 @@ def glance(
     try:
         seen = submission.provider.glance({_batch_of(job).batch_id for job, _ in watched})
         return {
-            id(job): _glanced_at(job, how, seen.get(_batch_of(job).batch_id), clock)
-            for job, how in watched
+            id(job): _glanced_at(job, seen.get(_batch_of(job).batch_id), clock)
+            for job, _ in watched
         }
     except BaseException as error:  # noqa: BLE001 - raised again in the threads that wait
         return dict.fromkeys((id(job) for job, _ in watched), error)
 
 
-def _glanced_at(job: Job, submission: Submission, seen: BatchSeen | None, clock: Clock) -> Next:
+def _glanced_at(job: Job, seen: BatchSeen | None, clock: Clock) -> Next:
     if seen is None:
         job.is_unlisted = True
         return max(0.0, job.due - clock.monotonic()), ""
@@ -337,7 +337,7 @@ def _glanced_at(job: Job, submission: Submission, seen: BatchSeen | None, clock:
         job.is_doubtful = True
         return AT_ONCE
     job.checkpoint.observe(job.number, seen)
-    return poll_delay(job.age(clock), submission.poll_interval, is_listed=True), ""
+    return job.poll_delay(job.age(clock), is_listed=True), ""
 
 
 def _batch_of(job: Job) -> BatchSeen:
@@ -360,7 +360,7 @@ def _poll(job: Job, submission: Submission, batch_id: str, clock: Clock) -> Next
         job.checkpoint.commit(job.number, seen)
         return AT_ONCE
     job.checkpoint.observe(job.number, seen)
-    return poll_delay(age, submission.poll_interval), ""
+    return job.poll_delay(age), ""
 
 
 def _check_named(job: Job, submission: Submission, seen: BatchSeen, clock: Clock) -> None:

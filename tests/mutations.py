@@ -175,10 +175,27 @@ MUTATIONS = (
     Mutation(
         "nothing is sent once nobody waits",
         "engine.py",
-        "            left = [job for job in self._jobs.values() if job.watchers.pop(owner, None)]",
+        "            left = [(j, how) for j in self._jobs.values() "
+        "if (how := j.watchers.pop(owner, None))]",
         "            left = []",
         "engine/test_engine.py",
         "wait_is_over",
+    ),
+    Mutation(
+        "who leaves waits for steps with its client",
+        "engine.py",
+        "(not job.watchers or job.used is how)",
+        "not job.watchers",
+        "engine/test_sharing.py",
+        "with_its_client",
+    ),
+    Mutation(
+        "what waits for its next try is written down",
+        "rounds.py",
+        "        except (ProviderError, BudgetExceededError, ErrorRatioExceededError):",
+        "        except ():",
+        "engine/test_going_on.py",
+        "when_a_run_stops",
     ),
     Mutation(
         "a shard with unwanted rows is dropped",

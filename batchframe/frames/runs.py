@@ -9,6 +9,7 @@ handle goes on from there. It sends nothing by itself that was not asked for: `s
 """
 
 import asyncio
+import atexit
 import logging
 import os
 import threading
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from batchframe.accounts import account_of
 from batchframe.answers import find_keys, warn_of_unknown_prices
+from batchframe.cancelling import Asks
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider, Unavailable
 from batchframe.clock import SystemClock
@@ -66,6 +68,8 @@ _log = logging.getLogger(__name__)
 
 #: How often a thread that waits looks around, in seconds.
 _LOOK_SECONDS = 0.1
+#: How long a process that ends waits for its runs to leave, in seconds.
+_LAST_SECONDS = 5.0
 
 #: Results, where each row has its own, and the status of rows without one -> a frame.
 Finish = Callable[["pa.Table", "pa.Int64Array", str | None], Any]
@@ -274,18 +278,22 @@ class Run:
         checkpoint = self._look()
         checkpoint.ask_to_cancel()
         states = [shard.state for shard in list(checkpoint.shards.values())]
-        live = [state.batch for state in states if isinstance(state, Live)]
+        live = [state.batch.batch_id for state in states if isinstance(state, Live)]
         if not live:
             return
         provider = Provider(self._settings.client, self._settings.dialect)
         checkpoint.check_spec(Spec(account=provider.account, **_shared(checkpoint)))
         # One that is refused keeps none of the others running.
         refusals: list[tuple[str, Exception]] = []
-        for batch in live:
-            try:
-                provider.cancel(batch.batch_id)
-            except (Unavailable, ProviderError) as reason:
-                refusals.append((batch.batch_id, reason))
+        asks = Asks(provider)
+        while live:
+            asks.begin(live)
+            for batch_id, reason in asks.outcomes(_LOOK_SECONDS):
+                live.remove(batch_id)
+                if isinstance(reason, Unavailable | ProviderError):
+                    refusals.append((batch_id, reason))
+                elif reason is not None:
+                    raise reason
         if refusals:
             (batch_id, why), *others = refusals
             more = f" (and {len(others)} more)" if others else ""
@@ -300,9 +308,8 @@ class Run:
         Returns:
             True where the work had come to its end by itself, which `result` then gives at once.
         """
-        rounds = self._rounds
-        if rounds is not None:
-            rounds.left.set()
+        if self._rounds is not None:
+            self._leave()
             self._ended.wait()
         return self._rounds is not None
 
@@ -334,6 +341,12 @@ class Run:
                     self._rounds, self._is_left = None, True
                 self._ended.set()
             rounds.submitted.set()  # as far as it ever will be
+
+    def _leave(self) -> None:
+        """Have the thread leave what there is to do, as soon as it can."""
+        rounds = self._rounds
+        if rounds is not None:
+            rounds.left.set()
 
     def _keep_keys(self, rounds: Rounds) -> None:
         if self._finish is not None and self._keys is None:
@@ -479,6 +492,23 @@ def _forget_the_parents() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_the_parents)
+
+
+def _leave_all() -> None:
+    """Where the process ends, have all runs leave what there is to do to another one.
+
+    A thread that is cut off within Arrow may abort the process.
+    """
+    clock = SystemClock()
+    deadline = clock.monotonic() + _LAST_SECONDS
+    working = [run for run in list(_handles) if run._is_working]  # noqa: SLF001 - of this module
+    for run in working:
+        run._leave()  # noqa: SLF001 - likewise
+    for run in working:
+        run._ended.wait(max(0.0, deadline - clock.monotonic()))  # noqa: SLF001 - likewise
+
+
+atexit.register(_leave_all)
 
 
 def _is_settled(checkpoint: Checkpoint) -> bool:

@@ -14,7 +14,7 @@ from batchframe.core.batches import Collected
 from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
-from batchframe.emulator import CallableModel, LocalServer
+from batchframe.emulator import CallableModel, Fault, LocalServer
 from batchframe.jobs import Submission
 from batchframe.rounds import Left, Options
 from batchframe.running import rounds_of_rows
@@ -187,3 +187,72 @@ def test_rows_of_all_rounds_are_written_down_before_a_run_stops(rounds_of, clock
 
         rounds_of(server, prompts, **how).work()
         assert (asked.count("a"), asked.count("b")) == (3, 3)
+
+
+def no_money(body):
+    error = {"message": "You exceeded your current quota.", "code": "insufficient_quota"}
+    return 429, {"error": error}
+
+
+def test_rows_of_all_rounds_are_written_down_before_a_run_without_money_stops(rounds_of, clock):
+    gate, asked = threading.Event(), []
+    disk = Slow(gate)
+
+    def answer(body):
+        asked.append(body["messages"][-1]["content"])
+        if asked[-1] == "last":
+            assert gate.wait(60)
+            return no_money(body) if asked.count("last") == 1 else "ok"
+        return "ok" if asked[-1] == "fine" else overloaded(body)
+
+    model = CallableModel(answer, instant=False)
+    with LocalServer(model, clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            rounds_of(server, ["a"], max_retries=2, poll_interval=1, timeout=200).work()
+        assert asked.count("a") == 1
+
+        # The money is gone while "a" is written down for its third try, before "b" is for its
+        # second.
+        prompts = ["a", "b", "fine", "last"]
+        how = {"max_retries": 2, "poll_interval": 1}
+        disk.rounds = rounds_of(server, prompts, storage=disk, **how)
+        with pytest.raises(bf.ProviderError, match=r"insufficient_quota.* 2 rows were not sent"):
+            disk.rounds.work()
+
+        rounds_of(server, prompts, **how).work()
+        assert (asked.count("a"), asked.count("b")) == (3, 3)
+
+
+REFUSED_ROW = (400, {"error": {"message": "No.", "code": "bad_prompt"}})
+
+
+@pytest.mark.parametrize(
+    ("answer_to_last", "fault", "options", "error"),
+    [
+        (no_money(None), None, {}, bf.ProviderError),
+        (REFUSED_ROW, None, {"max_error_ratio": 0.2}, bf.ErrorRatioExceededError),
+        ("ok", Fault("batches.create", "no-money", first=3), {}, bf.ProviderError),
+    ],
+    ids=["no money", "too many failed", "refused"],
+)
+def test_rows_that_wait_for_their_next_try_when_a_run_stops_keep_their_round(
+    rounds_of, clock, answer_to_last, fault, options, error
+):
+    asked = []
+
+    def answer(body):
+        asked.append(body["messages"][-1]["content"])
+        if asked[-1] == "last" and fault is None and asked.count("last") == 1:
+            return answer_to_last
+        return overloaded(body) if asked[-1] == "broken" else "ok"
+
+    prompts = ["broken", "b", "last", "more"]
+    with LocalServer(CallableModel(answer), clock=clock, stage_seconds=60) as server:
+        rounds = rounds_of(server, prompts, max_retries=1, **options)
+        if fault:
+            server.inject(fault)
+        with pytest.raises(error):
+            rounds.work()
+        rounds_of(server, prompts, max_retries=1).work()
+
+        assert asked.count("broken") == 2

@@ -24,14 +24,30 @@ from batchframe.storage import Storage
 
 
 def rounds_of(
-    server, path, prompts, *, engine, limits, model="gpt-4o", first=0, storage=None, **options
+    server,
+    path,
+    prompts,
+    *,
+    engine,
+    limits,
+    model="gpt-4o",
+    first=0,
+    storage=None,
+    provider=None,
+    poll_interval=None,
+    **options,
 ):
     """The work of sending prompts, with ids from `first` on."""
-    provider = Provider(server.client())
+    provider = provider or Provider(server.client())
     return rounds_of_rows(
         Rows(ids=pa.array(range(first, first + len(prompts))), prompts=pa.array(prompts)),
         Spec(model=model, account=provider.account),
-        Submission(provider=provider, limits=limits, completion_window="24h", poll_interval=None),
+        Submission(
+            provider=provider,
+            limits=limits,
+            completion_window="24h",
+            poll_interval=poll_interval,
+        ),
         path,
         options=Options(**{"progress": False, **options}),
         engine=engine,
@@ -96,6 +112,46 @@ def test_few_live_batches_are_asked_one_by_one(run, clock):
         assert "batches.list" not in server.calls()
 
 
+class Leaving(Provider):
+    """A client whose run is told to leave while it asks, and which is closed when that has left."""
+
+    def __init__(self, client):
+        super().__init__(client)
+        self.rounds, self.is_closed = None, threading.Event()
+
+    def retrieve(self, batch_id):
+        self.rounds.left.set()
+        # A run that leaves at once has closed it by then.
+        if self.is_closed.wait(0.5):
+            raise RuntimeError("The client was closed.")
+        return super().retrieve(batch_id)
+
+
+def test_who_leaves_waits_for_a_step_that_is_taken_with_its_client(tmp_path):
+    path = tmp_path / "a"
+    ready = threading.Event()
+    clock = HeldClock(ready.is_set)
+    how = {"engine": Engine(clock), "limits": Limits()}
+    with LocalServer(clock=clock, stage_seconds=600) as server, ThreadPoolExecutor(2) as pool:
+        staying = rounds_of(server, path, ["question"], **how)
+        stays = pool.submit(outcome_of, staying)
+        assert staying.submitted.wait(60)
+        client = Leaving(server.client())
+        client.rounds = rounds_of(server, path, ["question"], provider=client, **how)
+
+        def leave():
+            left_to_others(client.rounds)
+            client.is_closed.set()
+
+        leaves = pool.submit(leave)
+        while not (client.rounds.left.is_set() or leaves.done()):
+            threading.Event().wait(0.001)
+        leaves.result(60)
+        ready.set()
+
+        assert stays.result(60) == ["echo: question"]
+
+
 class HeldClock(JumpClock):
     """Stands still until something is so."""
 
@@ -108,6 +164,72 @@ class HeldClock(JumpClock):
             condition.wait(0.001)
         else:
             super().wait(condition, seconds, idle=idle)
+
+
+@pytest.mark.parametrize(
+    ("names", "n", "others"),
+    [("ab", 1, 3600), ("ab", 6, 3600), ("ab", 6, None), ("aa", 1, 3600)],
+    ids=["few", "many", "others that adapt", "the same rows"],
+)
+def test_who_looks_often_is_not_slowed_by_runs_that_do_not(tmp_path, names, n, others):
+    often, seldom = (tmp_path / name for name in ("a", names[1]))
+    ready = threading.Event()
+    clock = HeldClock(ready.is_set)
+    how = {"engine": Engine(clock), "limits": Limits(max_requests=1)}
+    with LocalServer(clock=clock, stage_seconds=600) as server, ThreadPoolExecutor(2) as pool:
+        how["provider"] = Provider(server.client())
+        prompts = prompts_of("a", n)
+        first = rounds_of(server, often, prompts, poll_interval=7, **how)
+        others_prompts = prompts if names == "aa" else prompts_of("b", 20)
+        second = rounds_of(server, seldom, others_prompts, poll_interval=others, **how)
+        runs = []
+        for rounds in (first, second):
+            runs.append(pool.submit(rounds.work))
+            assert rounds.submitted.wait(60)
+        ready.set()
+        for run in runs:
+            run.result(60)
+
+        # Three stages are 1,800 seconds, and the next look comes within seven.
+        batches = bf.open_run(often).batches().to_pylist()
+        seconds = [(one["ended_at"] - one["created_at"]).total_seconds() for one in batches]
+        assert len(seconds) == n
+        assert max(seconds) <= 1_808
+
+
+class Joined(Provider):
+    """A client whose first question about a batch takes until somebody else waits for it too."""
+
+    def __init__(self, client, join):
+        super().__init__(client)
+        self._joins = [join]
+
+    def retrieve(self, batch_id):
+        seen = super().retrieve(batch_id)
+        if self._joins:
+            self._joins.pop()()
+        return seen
+
+
+def test_who_comes_while_a_batch_is_looked_at_does_not_wait_for_the_other_one(tmp_path, clock):
+    path = tmp_path / "a"
+    how = {"engine": Engine(clock), "limits": Limits()}
+    with LocalServer(clock=clock, stage_seconds=1_500) as server, ThreadPoolExecutor(2) as pool:
+        often = rounds_of(server, path, ["question"], poll_interval=7, **how)
+        runs = []
+
+        def join():
+            runs.append(pool.submit(often.work))
+            while not often.watch.jobs:
+                assert not runs[0].done()
+
+        seldom = Joined(server.client(), join)
+        rounds_of(server, path, ["question"], poll_interval=3_600, provider=seldom, **how).work()
+        runs[0].result(60)
+
+        # The hour is over when the other one comes, and three stages are 4,500 seconds.
+        (batch,) = bf.open_run(path).batches().to_pylist()
+        assert (batch["ended_at"] - batch["created_at"]).total_seconds() <= 4_508
 
 
 def n_shards(path):

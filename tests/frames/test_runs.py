@@ -5,11 +5,14 @@ The server's clock stands still until a test moves it: what is live stays live.
 
 import asyncio
 import os
+import queue
 import select
 import signal
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -280,6 +283,63 @@ def test_nor_does_one_whose_cancel_gets_no_answer(keywords, still, moving, opene
 
     asked = [call.path for call in still.log() if call.path.endswith("/cancel")]
     assert len(set(asked[2:4])) == 2
+
+
+class Hanging(httpx2.HTTPTransport):
+    """A connection on which no cancel is answered before its gate is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.arrived, self.gate = queue.SimpleQueue(), threading.Event()
+
+    def handle_request(self, request):
+        if request.url.path.endswith("/cancel"):
+            self.arrived.put(request.url.path)
+            assert self.gate.wait(60)
+        return super().handle_request(request)
+
+
+def test_who_leaves_does_not_wait_for_a_service_that_hangs_when_asked_to_cancel(
+    keywords, still, moving, opened
+):
+    hanging = Hanging()
+    with httpx2.Client(transport=hanging) as http, ThreadPoolExecutor(2) as pool:
+        keywords["client"] = still.client(http_client=http)
+        run = bf.submit(pl.DataFrame(data()), "prompt", "id", **keywords)
+        try:
+            cancelling = pool.submit(opened().cancel)
+            # Of the handle and of the run, for both live batches each.
+            asked = [hanging.arrived.get(timeout=20) for _ in range(4)]
+            assert len(set(asked)) == 2
+            assert pool.submit(run.detach).result(20) is False
+            assert not cancelling.done()
+        finally:
+            hanging.gate.set()
+        cancelling.result()
+
+        with moving:
+            table = opened().result()
+        assert table["status"].to_pylist() == ["cancelled"] * 4
+        assert still.calls()["batches.create"] == 2
+
+
+def test_many_batches_are_cancelled_a_few_at_a_time(keywords, still, opened):
+    hanging = Hanging()
+    keywords["limits"] = bf.Limits(max_requests=1)
+    with httpx2.Client(transport=hanging) as http, ThreadPoolExecutor(1) as pool:
+        bf.submit(pl.DataFrame(data(20)), "prompt", "id", **keywords).detach()
+        keywords["client"] = still.client(http_client=http)
+        try:
+            cancelling = pool.submit(opened().cancel)
+            first = [hanging.arrived.get(timeout=20) for _ in range(8)]
+            assert hanging.arrived.empty()
+        finally:
+            hanging.gate.set()
+        cancelling.result()
+
+        others = [hanging.arrived.get(timeout=20) for _ in range(12)]
+        assert len({*first, *others}) == 20
+        assert still.calls()["batches.cancel"] == 20
 
 
 def test_another_account_is_asked_to_cancel_nothing(keywords, still, checkpoint):
