@@ -91,7 +91,11 @@ def closest(name: str, known: Collection[str]) -> str | None:
 
 def checkpoint_path(checkpoint: str | Path | None, spec: "Spec") -> Path:
     """The directory that was named, or the one that is found by the spec."""
-    return Path(checkpoint or Path(HOME, spec.fingerprint)).expanduser()
+    if checkpoint:
+        return Path(checkpoint).expanduser()
+    from batchframe.checkpoint import find_by_spec
+
+    return find_by_spec(Path(HOME), spec)
 
 
 def _is_text(value: object) -> bool:

@@ -54,8 +54,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What all requests of a checkpoint share.
 
-    Specs are equal when their JSON is, because the JSON is what is sent: 0 and 0.0 differ, and so
-    do schemas whose properties stand in another order. The order of `params` does not matter.
+    Specs are equal when their JSON is, whatever the order of names in it: 0 and 0.0 differ. But the
+    order of a schema's properties counts, for models answer in it.
     """
 
     #: Layout version of the checkpoint.
@@ -73,20 +73,23 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     account: Account
 
     def __post_init__(self) -> None:
-        # Only the names at the top: models answer in the order of a schema's properties.
+        # Only the names at the top: what is within is sent as it was given.
         msgspec.structs.force_setattr(self, "params", dict(sorted(self.params.items())))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spec) and self.to_json() == other.to_json()
+        return isinstance(other, Spec) and self._ordered() == other._ordered()
 
     def __ne__(self, other: object) -> bool:  # a Struct does not make it of __eq__
         return not self == other
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(self._ordered())
+
+    def _ordered(self) -> bytes:
+        return msgspec.json.encode(_ordered(msgspec.to_builtins(self)))
 
     def to_json(self) -> bytes:
-        """The canonical JSON of the spec: equal specs have equal bytes."""
+        """The JSON of the spec, as its requests have it: names within `params` as they came."""
         return msgspec.json.encode(self)
 
     @classmethod
@@ -99,7 +102,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def fingerprint(self) -> str:
-        """128 bits in hex that name the spec, and its default checkpoint directory."""
+        """128 bits in hex that name its JSON, and the default directory of a new checkpoint."""
         return blake2b(self.to_json(), digest_size=16).hexdigest()
 
     def differences(self, other: "Spec") -> list[str]:
@@ -120,7 +123,21 @@ def _flat(spec: Spec) -> dict[str, bytes]:
         **fields["params"],
         **fields["account"],
     }
-    return {name: msgspec.json.encode(value) for name, value in parts.items()}
+    return {name: msgspec.json.encode(_ordered(value)) for name, value in parts.items()}
+
+
+def _ordered(value: Any, *, order_counts: bool = False) -> Any:
+    """A JSON value whose names stand in order, but those of a schema's properties."""
+    match value:
+        case dict():
+            names = value if order_counts else sorted(value)
+            return {
+                name: _ordered(value[name], order_counts=name == "properties") for name in names
+            }
+        case list():
+            return [_ordered(item) for item in value]
+        case _:
+            return value
 
 
 def _shown(encoded: bytes | None) -> str:

@@ -89,13 +89,24 @@ def test_the_order_in_which_parameters_are_named_does_not_matter():
     assert one.differences(other) == []
 
 
-def test_the_order_within_a_parameter_is_kept_because_models_answer_in_the_order_of_a_schema():
-    one = a_spec(params={"response_format": {"a": 1, "b": 2}})
-    other = a_spec(params={"response_format": {"b": 2, "a": 1}})
+def test_the_order_within_a_parameter_does_not_matter_and_is_kept():
+    one = a_spec(params={"x": [{"a": {"b": 1, "c": 2}, "d": 3}], "y": 4})
+    other = a_spec(params={"y": 4, "x": [{"d": 3, "a": {"c": 2, "b": 1}}]})
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one.differences(other) == []
+    assert b'"x":[{"a":{"b":1,"c":2},"d":3}]' in one.to_json()
+    assert b'"x":[{"d":3,"a":{"c":2,"b":1}}]' in other.to_json()
+    assert a_spec(params={"x": [1, 2]}) != a_spec(params={"x": [2, 1]})
+
+
+def test_the_order_of_the_properties_of_a_schema_matters_because_models_answer_in_it():
+    one = a_spec(params={"tools": [{"properties": {"a": {}, "b": {}}}]})
+    other = a_spec(params={"tools": [{"properties": {"b": {}, "a": {}}}]})
     assert one != other
     assert one.fingerprint != other.fingerprint
     assert one.differences(other) == [
-        'response_format: {"b":2,"a":1} there, {"a":1,"b":2} here',
+        'tools: [{"properties":{"b":{},"a":{}}}] there, [{"properties":{"a":{},"b":{}}}] here',
     ]
 
 

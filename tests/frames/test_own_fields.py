@@ -69,6 +69,29 @@ def test_other_fields_are_another_spec_and_the_same_ones_send_nothing(
     assert frames.values(bf.attach(frame, checkpoint, "prompt", "id"), "completion") == ["echo: x"]
 
 
+SWAPPED = {"chat_template_kwargs": {"a": 0.5, "b": [1, {"a": None}]}, "top_k": 40}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "found"])
+def test_equal_fields_in_another_order_are_the_same_spec(
+    complete, client, paid, checkpoint, tmp_path, monkeypatch, named
+):
+    monkeypatch.chdir(tmp_path)
+    same = {"checkpoint": checkpoint if named else None, "max_completion_tokens": 9}
+    frame = pl.DataFrame({"id": [1, 2], "prompt": ["x", "y"]})
+    first = complete(frame, **same, extra_body=EXTRA)
+    assert EXTRA == SWAPPED
+
+    assert complete(frame, **same, extra_body=SWAPPED).equals(first)
+    # Rows are named before a checkpoint is opened where there is a limit.
+    assert complete(frame, **same, extra_body=SWAPPED, max_cost_usd=1).equals(first)
+    asked = bf.estimate(
+        frame, "prompt", "id", model="gpt-4o-mini", client=client, extra_body=SWAPPED, **same
+    )
+    assert (asked.n_paid, asked.n_requests) == (2, 0)
+    assert paid() == 2
+
+
 def test_all_that_sends_takes_them(client, tmp_path):
     frame = pl.DataFrame({"id": [1], "text": ["x"]})
     frame.write_parquet(tmp_path / "in.parquet")
