@@ -193,6 +193,7 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: value is None or _is_path(value),
         "must be the path of a directory, where ~ is a known home directory, or None",
     ),
+    "target": (_is_path, "must be the path of a file"),
     "max_retries": (_is_count, "must be a whole number from 0 upwards"),
     "dedupe": (_is_flag, "must be True or False"),
     "digits": (

@@ -820,8 +820,9 @@ def complete_parquet(
 
     Args:
         source: A parquet file, a directory of them, a glob such as "data/*.parquet", or a list of
-            these; or a pyarrow Dataset of parquet files. Files are read in the order of their
-            names, and have the same columns.
+            these; or a pyarrow Dataset of parquet files, without a filter. Files are read in the
+            order of their names, and have the same columns. Of a directory, names that begin with
+            a dot or an underscore are left out.
         target: The file that is written. It appears, or is replaced, when all of it is there.
         prompt_col: As for `complete`.
         id_col: The column with the ids, as for `complete`; unique over all files, and never None.
@@ -882,8 +883,10 @@ def complete_parquet(
     if id_col is None:
         raise ParameterError(
             "complete_parquet() needs an id_col: rows that are never together cannot be told apart "
-            "by their prompts."
+            "by their prompts. Nothing was sent. lf.with_row_index('id') numbers those of a "
+            "LazyFrame."
         )
+    check_values(target=target)
     call = completion(
         prompt_col,
         model=model,
@@ -900,7 +903,7 @@ def complete_parquet(
 
     path = Path(target).expanduser()
     send = functools.partial(sent_windows, settings=settings, spec=call.spec)
-    write_answers(Source(source), path, call, id_col, settings, send, prices=prices)
+    write_answers(Source(source, path), path, call, id_col, settings, send, prices=prices)
     return path
 
 
