@@ -1,5 +1,6 @@
 """Polars DataFrames at the door, and LazyFrames by way of parquet files."""
 
+import io
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from uuid import UUID
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchframe.errors import ColumnError
 
@@ -77,7 +79,21 @@ def attach(frame: pl.DataFrame, columns: pa.Table, *, like: Hashable) -> pl.Data
 
 
 def sink(frame: pl.LazyFrame, path: Path) -> None:
-    """Run the query, once and streaming, into a parquet file."""
+    """Run the query, once and streaming, into a parquet file.
+
+    Raises ColumnError for a column that such a file, or Arrow, has no type for.
+    """
+    for name, dtype in frame.collect_schema().items():
+        file = io.BytesIO()
+        try:
+            pl.DataFrame(schema={name: dtype}).write_parquet(file)
+            pq.read_schema(file)
+        except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+            raise ColumnError(
+                f"Column {name!r} holds {dtype}, which parquet cannot hold for Arrow: "
+                f"{str(error).strip().rstrip('.')}. Nothing was sent. Cast it first, for example "
+                f"with pl.col({name!r}).cast(pl.String), or drop it."
+            ) from None
     frame.sink_parquet(path)
 
 

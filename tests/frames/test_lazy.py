@@ -72,10 +72,29 @@ def test_it_sinks_into_a_file(settings, tmp_path, paid):
     assert paid() == 2
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pl.Series([1, 2], dtype=pl.Int128),
+        pl.Series([[1], None], dtype=pl.List(pl.UInt128)),
+        pl.Series([object(), None], dtype=pl.Object),
+        pl.Series([{}, None], dtype=pl.Struct([])),
+    ],
+    ids=lambda series: str(series.dtype),
+)
+def test_columns_that_parquet_cannot_hold_are_named(settings, paid, odd):
+    frame = pl.LazyFrame({"id": [1, 2], "prompt": ["x", "y"]}).with_columns(odd.alias("odd"))
+    with pytest.raises(bf.ColumnError, match=r"^Column 'odd' holds .* Nothing was sent\. Cast it"):
+        frame.openai_batch.complete("prompt", "id", **settings)
+    assert paid() == 0
+
+
 def test_mistakes_are_told_and_nothing_is_sent(settings, paid):
     frame = pl.LazyFrame({"id": [1, 1], "prompt": ["x", "y"]})
     with pytest.raises(bf.RowError, match="id"):
         frame.openai_batch.complete("prompt", "id", **settings)
+    with pytest.raises(bf.ParameterError, match=r"lf\.openai_batch\.complete\(\) takes it"):
+        bf.complete(frame, "prompt", "id", **settings)
     with pytest.raises(bf.ParameterError, match="id_col"):
         frame.openai_batch.complete("prompt", **settings)
     with pytest.raises(bf.ParameterError, match="checkpoint"):
