@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from numbers import Number
+from pathlib import Path
 from string import Formatter
 from typing import Any
 from uuid import UUID
@@ -183,7 +184,7 @@ def with_images(
     """
     for label, values in columns:
         for row, value in enumerate(values):
-            if not isinstance(value, str | bytes | None):
+            if not isinstance(value, str | bytes | Path | None):
                 raise ColumnError(
                     f"Column {label!r} holds values that are none: images are URLs, paths or "
                     f"bytes, and it has {_short(value)} in row {row}."
@@ -193,9 +194,11 @@ def with_images(
         if prompt is None:
             return None
         urls = [
-            image_url(value, f"Row {row} of column {label!r}")
+            image_url(
+                value if isinstance(value, bytes) else str(value), f"Row {row} of column {label!r}"
+            )
             for label, values in columns
-            if isinstance(value := values[row], str | bytes) and value
+            if isinstance(value := values[row], str | bytes | Path) and value
         ]
         return encode_parts(prompt, urls, endpoint)
 
@@ -376,6 +379,8 @@ def _way_to_text(kind: pa.DataType) -> str:
     if _is_bytes(kind):
         # str() would make "b'...'" of it, which nobody means.
         return "Decode it first: .str.decode('utf-8') in pandas, .cast(pl.String) in Polars."
+    if pa.types.is_struct(kind) and kind.get_field_index("role") >= 0:
+        return "Make a list of chat messages of each first: [{'role': ..., 'content': ...}]."
     if pa.types.is_nested(kind):
         return "Make one text of each first, for example with json.dumps."
     return "Cast it first: .astype(str) in pandas, .cast(pl.String) in Polars."
