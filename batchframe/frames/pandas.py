@@ -62,9 +62,15 @@ def column(frame: pd.DataFrame, label: Hashable) -> pa.Array:
             f"df[{label!r}].str.encode('utf-8', 'replace').str.decode('utf-8')"
         ) from None
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        is_nested = any(isinstance(value, list | dict) for value in series)
         raise ColumnError(
             f"Column {label!r} of dtype {series.dtype} cannot be read as values of one type: "
-            f"{_examples(series)}. Cast it first: df[{label!r}] = df[{label!r}].astype(str)"
+            f"{_examples(series)}. "
+            + (
+                "Make texts, or lists of chat messages, of all of them first."
+                if is_nested  # str() would make "[{'role': ...", which nobody means
+                else f"Cast it first: df[{label!r}] = df[{label!r}].astype(str)"
+            )
         ) from error
     if pa.types.is_date(array.type) and any(isinstance(value, datetime) for value in series):
         # Arrow would take the time of day off.
