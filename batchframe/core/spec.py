@@ -106,24 +106,51 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return blake2b(self.to_json(), digest_size=16).hexdigest()
 
     def differences(self, other: "Spec") -> list[str]:
-        """One "name: theirs there, ours here" for each part in which `other` differs."""
-        theirs, ours = _flat(other), _flat(self)
-        return [
-            f"{name}: {_shown(theirs.get(name))} there, {_shown(ours.get(name))} here"
+        """One "place: theirs there, ours here" for each part in which `other` differs."""
+        theirs, ours = _parts(other), _parts(self)
+        found = (
+            _difference(name, theirs.get(name, _NOT_SET), ours.get(name, _NOT_SET))
             for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name) != ours.get(name)
-        ]
+        )
+        return [difference for difference in found if difference]
 
 
-def _flat(spec: Spec) -> dict[str, bytes]:
-    """The JSON of each part, by its name."""
-    fields = msgspec.to_builtins(spec)
-    parts = {
+#: What a part is that is not there; not even JSON.
+_NOT_SET = msgspec.UNSET
+
+
+def _parts(spec: Spec) -> dict[str, Any]:
+    """The JSON value of each part, by its name."""
+    fields = _ordered(msgspec.to_builtins(spec))
+    return {
         **{name: fields[name] for name in ("version", "endpoint", "model", "system")},
         **fields["params"],
         **fields["account"],
     }
-    return {name: msgspec.json.encode(_ordered(value)) for name, value in parts.items()}
+
+
+def _difference(path: str, theirs: Any, ours: Any) -> str:
+    """The first place in which two values differ, and what stands there; "" if there is none."""
+    if theirs is not _NOT_SET and ours is not _NOT_SET:
+        if msgspec.json.encode(theirs) == msgspec.json.encode(ours):
+            return ""
+        within: list[tuple[str, Any, Any]] = []
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            names = dict.fromkeys([*theirs, *ours])
+            within = [
+                (f"{path}.{name}", theirs.get(name, _NOT_SET), ours.get(name, _NOT_SET))
+                for name in names
+            ]
+        elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+            within = [
+                (f"{path}[{n}]", *pair) for n, pair in enumerate(zip(theirs, ours, strict=True))
+            ]
+        found = next(filter(None, (_difference(*place) for place in within)), "")
+        if found:
+            return found
+        if within:  # of names all alike
+            path, theirs, ours = f"the order of {path}", list(theirs), list(ours)
+    return f"{path}: {_shown(theirs)} there, {_shown(ours)} here"
 
 
 def _ordered(value: Any, *, order_counts: bool = False) -> Any:
@@ -140,8 +167,8 @@ def _ordered(value: Any, *, order_counts: bool = False) -> Any:
             return value
 
 
-def _shown(encoded: bytes | None) -> str:
-    text = encoded.decode() if encoded is not None else "not set"
+def _shown(value: Any) -> str:
+    text = "not set" if value is _NOT_SET else msgspec.json.encode(value).decode()
     return text if len(text) <= 80 else text[:77] + "..."
 
 

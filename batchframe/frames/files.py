@@ -43,6 +43,9 @@ __all__ = ["Source", "write_answers"]
 #: Rows of a window, at most; and of what it holds, in bytes, about.
 _WINDOW_ROWS, _WINDOW_BYTES = 100_000, 32_000_000
 
+#: Columns that a message names, at most.
+_SHOWN = 5
+
 
 class Source:
     """The parquet files of a source, in one order: a path, a list of paths, or a dataset.
@@ -213,6 +216,8 @@ def _differences(ours: pa.Schema, theirs: pa.Schema) -> str:
         for name in sorted(mine.keys() | other.keys())
         if mine.get(name) != other.get(name)
     ]
+    if len(found) > _SHOWN:
+        found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
     return ", ".join(found) or f"their order is {', '.join(map(repr, theirs.names))} there"
 
 

@@ -106,7 +106,7 @@ def test_the_order_of_the_properties_of_a_schema_matters_because_models_answer_i
     assert one != other
     assert one.fingerprint != other.fingerprint
     assert one.differences(other) == [
-        'tools: [{"properties":{"b":{},"a":{}}}] there, [{"properties":{"a":{},"b":{}}}] here',
+        'the order of tools[0].properties: ["b","a"] there, ["a","b"] here',
     ]
 
 
@@ -174,6 +174,22 @@ def test_differences_name_each_part_with_both_values():
 def test_a_parameter_that_is_null_is_not_the_same_as_one_that_is_not_set():
     (line,) = a_spec(params={"stop": None}).differences(a_spec())
     assert line == "stop: not set there, null here"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, "x.a.c: 2 there, 3 here"),
+        ({"a": {"b": 1}}, {"a": {}}, "x.a.b: 1 there, not set here"),
+        ({"a": None}, {"b": None}, "x.a: null there, not set here"),
+        ([1, [2, 3]], [1, [2, 4]], "x[1][1]: 3 there, 4 here"),
+        ([1, 2], [1], "x: [1,2] there, [1] here"),
+        ({"a": 1}, [1], 'x: {"a":1} there, [1] here'),
+        ({"a": 1}, {"a": 1.0}, "x.a: 1 there, 1.0 here"),
+    ],
+)
+def test_a_difference_within_a_part_is_told_by_its_place(theirs, ours, expected):
+    assert a_spec(params={"x": ours}).differences(a_spec(params={"x": theirs})) == [expected]
 
 
 def test_long_values_are_shown_cut():

@@ -247,6 +247,11 @@ def test_files_that_fit_but_for_their_order_or_nulls_are_told_apart(convert, sou
     with pytest.raises(bf.ParameterError, match=r"a\.parquet: their order is 'prompt', 'id' there"):
         convert([one, other])
     schema = pa.schema([pa.field("id", pa.int64(), nullable=False), ("prompt", pa.string())])
+    wide = source({"id": [4], "prompt": ["z"], **{f"c{n}": [n] for n in range(7)}}, "d.parquet")
+    with pytest.raises(
+        bf.ParameterError, match=r"'c4' is int64 there and missing here, and 2 more"
+    ):
+        convert([one, wide])
     strict = source(pa.table({"id": [3], "prompt": ["z"]}, schema), "c.parquet")
     with pytest.raises(bf.ParameterError, match="'id' is int64 not null there and int64 here"):
         convert([one, strict])
