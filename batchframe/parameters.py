@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,11 +121,11 @@ def _is_path(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0
 
 
 def _is_seconds(value: object, least: float = 0, most: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+    return not isinstance(value, bool) and isinstance(value, Real) and least <= float(value) <= most
 
 
 def _are_prices(value: object) -> bool:

@@ -209,6 +209,12 @@ def test_attach_finds_rows_by_their_parameters(complete, checkpoint):
 
     with pytest.raises(bf.ParameterError, match="temperature=; it takes parameters that stand in"):
         bf.attach(frame, checkpoint, "prompt", "id", temperature=0)
+    with pytest.raises(bf.ParameterError, match=r"was given response_format=; it takes parameters"):
+        bf.attach(frame, checkpoint, "prompt", "id", response_format=int)
+    with pytest.raises(bf.ParameterError, match=r"was given model=, seed=; it takes parameters"):
+        bf.attach(frame, checkpoint, "prompt", "id", model="gpt-4o-mini", seed=7)
+    with pytest.raises(bf.ParameterError, match="no keyword 'sead'"):
+        bf.attach(frame, checkpoint, "prompt", "id", sead=7)
 
 
 # --- Models ---------------------------------------------------------------------------------------
