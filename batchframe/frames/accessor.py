@@ -6,6 +6,7 @@ nothing but the frame. Heavy libraries are imported when a call needs them.
 """
 
 import asyncio
+import atexit
 import functools
 import inspect
 import tempfile
@@ -1060,10 +1061,6 @@ class OpenAIBatch:
     estimate = _method(estimate)
 
 
-#: Where the answers of LazyFrames are, until the process ends.
-_stored: list[tempfile.TemporaryDirectory[str]] = []
-
-
 class LazyOpenAIBatch:
     """`lf.openai_batch`: the Batch API on the columns of a Polars LazyFrame, in bounded memory."""
 
@@ -1114,7 +1111,7 @@ class LazyOpenAIBatch:
         except BaseException:
             folder.cleanup()
             raise
-        _stored.append(folder)
+        atexit.register(folder.cleanup)
         return answers
 
     def sink_parquet(

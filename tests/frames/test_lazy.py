@@ -1,6 +1,9 @@
 """LazyFrames: the query runs once, and so do its batches."""
 
 import datetime as dt
+import os
+import subprocess
+import sys
 from decimal import Decimal
 
 import polars as pl
@@ -61,6 +64,32 @@ def test_columns_keep_their_dtypes_and_values(settings):
     assert_frame_equal(out.select(frame.columns), frame)
     eager = frame.openai_batch.complete("prompt", "id", **settings)
     assert_frame_equal(out, eager)
+
+
+def test_the_end_of_a_process_removes_its_answers_without_a_word(client, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    code = """
+import os, polars as pl, batchframe as bf
+lf = pl.LazyFrame({"id": [1], "prompt": ["x"]})
+out = lf.openai_batch.complete("prompt", "id", model="gpt-4o-mini", progress=False)
+assert out.collect()["completion"].to_list() == ["echo: x"]
+assert len(os.listdir(os.environ["TMPDIR"])) == 1
+"""
+    environment = {
+        "TMPDIR": str(tmp_path / "temporary"),
+        "OPENAI_API_KEY": client.api_key,
+        "OPENAI_BASE_URL": str(client.base_url),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", code],
+        env=os.environ | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stderr == ""
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_it_sinks_into_a_file(settings, tmp_path, paid):

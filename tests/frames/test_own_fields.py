@@ -335,7 +335,9 @@ def test_what_needs_messages_is_refused_for_them(refused):
 # --- Ids that change their type -------------------------------------------------------------------
 
 
-def test_ids_that_change_their_type_are_refused(frames, complete, paid, refused):
+def test_ids_that_change_their_type_are_refused(
+    frames, complete, client, checkpoint, paid, refused
+):
     complete(frames.make({"id": [7, 8, 9], "prompt": ["a", "b", "c"]}))
     message = refused(
         bf.RowError, frames.make({"id": ["7", "8", "9", "x"], "prompt": ["a", "b", "new", "new"]})
@@ -345,6 +347,17 @@ def test_ids_that_change_their_type_are_refused(frames, complete, paid, refused)
         in message
     )
     assert "Cast the ids back" in message
+
+    # Nor does anything say that the same call would do.
+    keywords = {"model": "gpt-4o-mini", "client": client, "checkpoint": checkpoint}
+    for call in (bf.complete, bf.submit):
+        with pytest.raises(bf.RowError) as caught:
+            call(frames.make({"id": ["7"], "prompt": ["a"]}), "prompt", "id", **keywords)
+        (note,) = caught.value.__notes__
+        assert note == (
+            "No batch goes on at the provider. Nothing else is sent. "
+            f"The checkpoint is {checkpoint.resolve()}"
+        )
 
     complete(frames.make({"id": ["7", "0x"], "prompt": ["other", "a"]}))
     message = refused(bf.RowError, frames.make({"id": [7], "prompt": ["other"]}))
