@@ -1069,7 +1069,7 @@ class LazyOpenAIBatch:
         self._frame = frame
 
     def complete(
-        self, prompt_col: str | None = None, id_col: str | None = None, /, **keywords: Any
+        self, prompt_col: str | None = None, id_col: str | None = None, **keywords: Any
     ) -> "pl.LazyFrame":
         """Run the query once, send its rows, wait, and give back a LazyFrame of the answers.
 
@@ -1119,7 +1119,6 @@ class LazyOpenAIBatch:
         target: str | Path,
         prompt_col: str | None = None,
         id_col: str | None = None,
-        /,
         **keywords: Any,
     ) -> Path:
         """Run the query once, send its rows, wait, and write them with their answers.
@@ -1141,7 +1140,10 @@ class LazyOpenAIBatch:
         from batchframe.frames import polars
 
         with tempfile.TemporaryDirectory(prefix="batchframe-") as folder:
-            source = Path(folder, "rows.parquet")
+            source, nothing = Path(folder, "rows.parquet"), Path(folder, "none.parquet")
+            # So that the query, which may take long, does not run for a call that does not fit.
+            polars.sink_empty(self._frame, nothing)
+            complete_parquet(nothing, Path(folder, "out.parquet"), prompt_col, id_col, **keywords)
             polars.sink(self._frame, source)
             return complete_parquet(source, target, prompt_col, id_col, **keywords)
 

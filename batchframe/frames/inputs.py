@@ -352,7 +352,18 @@ def _as_text(column: pa.Array | list[Any], label: str) -> pa.Array:
                     f"{type(value).__name__}, which has no plain text. Make text of each first."
                 )
         printed = [None if value is None else str(value) for value in column]
-        return pa.array(printed, pa.large_string())
+        try:
+            return pa.array(printed, pa.large_string())
+        except UnicodeEncodeError:
+            row, half = next(
+                (row, text)
+                for row, text in enumerate(printed)
+                if text and text != text.encode("utf-8", "replace").decode()
+            )
+            raise RowError(
+                f"Column {label!r} of the template has half a character (a lone surrogate) in row "
+                f"{row}, which cannot be sent: {_short(half)}. Nothing was sent. Replace it first."
+            ) from None
     column = _plain(column)
     kind = column.type
     if _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):

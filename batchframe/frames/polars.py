@@ -22,6 +22,7 @@ __all__ = [
     "objects",
     "scan",
     "sink",
+    "sink_empty",
     "snapshot",
 ]
 
@@ -78,12 +79,13 @@ def attach(frame: pl.DataFrame, columns: pa.Table, *, like: Hashable) -> pl.Data
     return frame.with_columns(pl.Series(name, columns[name]) for name in columns.column_names)
 
 
-def sink(frame: pl.LazyFrame, path: Path) -> None:
-    """Run the query, once and streaming, into a parquet file.
+def sink_empty(frame: pl.LazyFrame, path: Path) -> None:
+    """Write a parquet file with the columns of a query and no rows; the query does not run.
 
     Raises ColumnError for a column that such a file, or Arrow, has no type for.
     """
-    for name, dtype in frame.collect_schema().items():
+    schema = frame.collect_schema()
+    for name, dtype in schema.items():
         file = io.BytesIO()
         try:
             pl.DataFrame(schema={name: dtype}).write_parquet(file)
@@ -94,6 +96,11 @@ def sink(frame: pl.LazyFrame, path: Path) -> None:
                 f"{str(error).strip().rstrip('.')}. Nothing was sent. Cast it first, for example "
                 f"with pl.col({name!r}).cast(pl.String), or drop it."
             ) from None
+    pl.DataFrame(schema=schema).write_parquet(path)
+
+
+def sink(frame: pl.LazyFrame, path: Path) -> None:
+    """Run the query, once and streaming, into a parquet file."""
     frame.sink_parquet(path)
 
 

@@ -290,6 +290,16 @@ def test_half_a_character_is_refused_and_the_way_out_leads_out(refused, complete
     assert complete(df)["completion_status"].tolist() == ["ok", "ok"]
 
 
+def test_half_a_character_in_a_template_is_refused(refused):
+    texts = pd.Series(["fine", None, "half \ud83d"], dtype=object)
+    df = pd.DataFrame({"id": [1, 2, 3], "word": texts})
+
+    assert refused(bf.RowError, df, None, template="A {word}") == (
+        "Column 'word' of the template has half a character (a lone surrogate) in row 2, which "
+        "cannot be sent: 'half \\ud83d'. Nothing was sent. Replace it first."
+    )
+
+
 def test_a_row_larger_than_a_file_is_refused(frames, refused):
     frame = frames.make({"id": ["a", "b"], "prompt": ["short", "x" * 5000]})
 

@@ -101,6 +101,40 @@ def test_it_sinks_into_a_file(settings, tmp_path, paid):
     assert paid() == 2
 
 
+def test_columns_may_be_named_by_keyword(settings, tmp_path, paid):
+    frame = pl.LazyFrame({"id": [1], "prompt": ["x"]})
+    named = {"prompt_col": "prompt", "id_col": "id"} | settings
+    assert frame.openai_batch.complete(**named).collect()["completion"].to_list() == ["echo: x"]
+    out = frame.openai_batch.complete(template="{prompt}", id_col="id", **settings).collect()
+    assert out["completion"].to_list() == ["echo: x"]
+    target = tmp_path / "out.parquet"
+    assert frame.openai_batch.sink_parquet(target=target, **named) == target
+    assert paid() == 1
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"temprature": 0},
+        {"prompt_col": "promt"},
+        {"output": "prompt"},
+        {"template": "{prompt}"},
+        {"response_format": int},
+        {"id_col": None},
+    ],
+    ids=str,
+)
+def test_the_query_does_not_run_for_a_call_that_does_not_fit(settings, mistake):
+    def seen(batch):
+        raise AssertionError("the query ran")
+
+    frame = pl.LazyFrame({"id": [1], "prompt": ["x"]})
+    query = frame.map_batches(seen, schema=frame.collect_schema())
+    named = {"prompt_col": "prompt", "id_col": "id"} | settings
+    with pytest.raises(bf.InputError):
+        query.openai_batch.complete(**named | mistake)
+
+
 @pytest.mark.parametrize(
     "odd",
     [
