@@ -783,7 +783,6 @@ def estimate(
 def complete_parquet(
     source: "str | Path | list[str | Path] | ds.Dataset",
     target: str | Path,
-    /,
     prompt_col: str | None = None,
     id_col: str | None = None,
     *,

@@ -67,6 +67,13 @@ def test_rows_come_back_in_their_order_with_all_their_columns(convert, source, p
     assert paid() == 999
 
 
+def test_source_and_target_may_be_named(source, client, checkpoint, tmp_path):
+    named = {"source": source(numbered(0, 2)), "target": tmp_path / "out.parquet"}
+    columns = {"prompt_col": "prompt", "id_col": "id", "model": "gpt-4o-mini"}
+    settings = {"client": client, "checkpoint": checkpoint, "progress": False}
+    assert bf.complete_parquet(**named, **columns, **settings) == tmp_path / "out.parquet"
+
+
 def test_it_writes_what_complete_gives(convert, source, complete):
     data = {**numbered(0, 10), "list": [[n] for n in range(10)]}
     out = convert(source(data), details=True)
