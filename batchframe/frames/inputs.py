@@ -315,9 +315,11 @@ def ids(column: pa.Array, label: Hashable) -> pa.Array:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Categories as their values."""
+    """Categories and runs as their values."""
     if pa.types.is_dictionary(column.type):
         return column.dictionary_decode()
+    if pa.types.is_run_end_encoded(column.type):
+        return pc.run_end_decode(column)
     return column
 
 

@@ -91,7 +91,11 @@ def lists(frame: pd.DataFrame, label: Hashable) -> list[Any] | None:
     series = frame[label]
     if isinstance(series.dtype, pd.ArrowDtype):
         kind = series.dtype.pyarrow_dtype
-        is_nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        is_nested = (
+            pa.types.is_list(kind)
+            or pa.types.is_large_list(kind)
+            or pa.types.is_fixed_size_list(kind)
+        )
         return pa.array(series).to_pylist() if is_nested else None
     if series.dtype != object:
         return None
