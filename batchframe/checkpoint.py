@@ -27,7 +27,7 @@ from batchframe.lock import Lock
 from batchframe.result_files import ResultFiles
 from batchframe.storage import Storage
 
-__all__ = ["Checkpoint", "remove_checkpoint"]
+__all__ = ["Checkpoint", "find_by_spec", "remove_checkpoint"]
 
 
 class Checkpoint(ResultFiles):
@@ -215,6 +215,22 @@ class Checkpoint(ResultFiles):
         there = _spec_in(self._storage.read(path), self.path)
         if there != self.spec:
             raise _mismatch(self.path, self.spec, there)
+        self.spec = there  # by whose JSON the rows are named, where the order of names differs
+
+
+def find_by_spec(root: Path, spec: Spec) -> Path:
+    """The directory under `root` that is named by a spec, or by an equal one if there is one."""
+    path = root / spec.fingerprint
+    if path.exists():
+        return path
+    for found in root.glob(f"*/{SPEC}"):
+        try:
+            there = Spec.from_json(found.read_bytes())
+        except (OSError, msgspec.DecodeError):
+            continue
+        if there == spec and found.parent.name == there.fingerprint:
+            return found.parent
+    return path
 
 
 def _spec_in(data: bytes, path: Path) -> Spec:

@@ -6,7 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import KEPT_DAYS, Creating, Ended, Live
-from batchframe.errors import BudgetExceededError, ErrorRatioExceededError, ProviderError
+from batchframe.errors import (
+    BudgetExceededError,
+    ErrorRatioExceededError,
+    InputError,
+    ProviderError,
+)
 
 __all__ = ["explain", "how_to_resume", "warn_of_deletion"]
 
@@ -18,7 +23,9 @@ _WARN_DAYS = 5
 
 def explain(error: BaseException, checkpoint: Checkpoint) -> None:
     """Tell with an error what goes on without this call, and how to come back."""
-    if isinstance(error, ProviderError | BudgetExceededError | ErrorRatioExceededError):
+    if isinstance(
+        error, InputError | ProviderError | BudgetExceededError | ErrorRatioExceededError
+    ):
         # Its own message says what to do.
         note = f"{_what_goes_on(checkpoint)} The checkpoint is {checkpoint.path}"
     else:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,11 @@ def closest(name: str, known: Collection[str]) -> str | None:
 
 def checkpoint_path(checkpoint: str | Path | None, spec: "Spec") -> Path:
     """The directory that was named, or the one that is found by the spec."""
-    return Path(checkpoint or Path(HOME, spec.fingerprint)).expanduser()
+    if checkpoint:
+        return Path(checkpoint).expanduser()
+    from batchframe.checkpoint import find_by_spec
+
+    return find_by_spec(Path(HOME), spec)
 
 
 def _is_text(value: object) -> bool:
@@ -116,11 +121,11 @@ def _is_path(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 0
 
 
 def _is_seconds(value: object, least: float = 0, most: float = math.inf) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+    return not isinstance(value, bool) and isinstance(value, Real) and least <= float(value) <= most
 
 
 def _are_prices(value: object) -> bool:
@@ -189,6 +194,7 @@ _VALUES: dict[str, tuple[Callable[[object], bool], str]] = {
         lambda value: value is None or _is_path(value),
         "must be the path of a directory, where ~ is a known home directory, or None",
     ),
+    "target": (_is_path, "must be the path of a file"),
     "max_retries": (_is_count, "must be a whole number from 0 upwards"),
     "dedupe": (_is_flag, "must be True or False"),
     "digits": (

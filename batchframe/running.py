@@ -86,6 +86,8 @@ def rounds_of_rows(
         )
         _check_sizes(rows.ids, keys, max_bytes)
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
+    if keys is not None and checkpoint.spec.to_json() != spec.to_json():
+        keys = row_keys(rows, checkpoint.spec, dialect)  # an equal one has other bytes there
     n_rows = _n_asked(rows)
     return Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine, n_rows)
 

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["Storage", "replacing"]
+from batchframe.errors import ParameterError
+
+__all__ = ["Storage", "check_replaceable", "replacing"]
 
 _TEMPORARY = ".tmp-"
 
@@ -104,10 +106,31 @@ class Storage:
             os.close(descriptor)
 
 
+def check_replaceable(target: Path) -> None:
+    """Raise ParameterError unless `replacing` a user's file can work."""
+    if target.exists() and not target.is_file():
+        raise ParameterError(
+            f"{target} is no file that could be replaced. Nothing was sent. Name a file."
+        )
+    path = _beside(target)
+    try:
+        path.touch(exist_ok=False)
+        path.unlink()
+    except OSError as error:
+        raise ParameterError(
+            f"{target} cannot be written: {error.strerror}. Nothing was sent. Name a file in a "
+            "directory that you may write to."
+        ) from None
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A path beside a user's file, which takes its place when the block ends without an error."""
-    path = target.with_name(f".{target.name}-{os.getpid()}-{secrets.token_hex(4)}")
+    path = _beside(target)
     try:
         yield path
         with path.open("rb+") as file:  # a disk that is full may say so only here

@@ -307,3 +307,7 @@ def _schema_in(path: Path) -> Any:
         return msgspec.json.decode(expanded(path).read_bytes())
     except msgspec.DecodeError as error:
         raise ParameterError(f"{path} is not JSON: {error}. Nothing was sent.") from None
+    except OSError as error:
+        raise ParameterError(
+            f"{path} cannot be read: {error.strerror}. Nothing was sent."
+        ) from None

@@ -172,17 +172,15 @@ class _Job:
         self._path = None if target == "-" else path
         if target == "-":
             return
-        if path.exists() and not path.is_file():
-            raise ParameterError(
-                f"{target} is no file that could be replaced. Nothing was sent. "
-                "Name a file, or - for standard output."
-            )
         if not path.parent.is_dir():
             raise ParameterError(f"There is no directory {path.parent}. Nothing was sent.")
         if source != "-" and path.resolve() == expanded(source).resolve():
             raise ParameterError(
                 f"{target} is the file that is read. Nothing was sent. Name another one."
             )
+        from batchframe.storage import check_replaceable
+
+        check_replaceable(path)
 
     def complete(
         self, columns: tuple[str | None, str | None], keywords: dict[str, Any], *, detach: bool

@@ -185,8 +185,9 @@ def answer_bodies(blocks: Iterable[bytes]) -> dict[str, dict[str, Any]]:
         blocks: As in `collect_results`.
 
     Returns:
-        The body of each response by its custom_id, as JSON values; {} where there is none. Halves
-        of characters are replaced, so that what comes back can be printed and stored.
+        The body of each response by its custom_id, as JSON values; {} where there is none, and
+        where a line is not one JSON value, of which the results tell text and tokens all the same.
+        Halves of characters are replaced, so that what comes back can be printed and stored.
     """
     chosen: dict[str, tuple[bool, bytes]] = {}
     for line in chain.from_iterable(map(lines_in, blocks)):

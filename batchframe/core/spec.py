@@ -54,8 +54,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """What all requests of a checkpoint share.
 
-    Specs are equal when their JSON is, because the JSON is what is sent: 0 and 0.0 differ, and so
-    do schemas whose properties stand in another order. The order of `params` does not matter.
+    Specs are equal when their JSON is, whatever the order of names in it: 0 and 0.0 differ. But the
+    order of a schema's properties counts, for models answer in it.
     """
 
     #: Layout version of the checkpoint.
@@ -73,20 +73,23 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     account: Account
 
     def __post_init__(self) -> None:
-        # Only the names at the top: models answer in the order of a schema's properties.
+        # Only the names at the top: what is within is sent as it was given.
         msgspec.structs.force_setattr(self, "params", dict(sorted(self.params.items())))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spec) and self.to_json() == other.to_json()
+        return isinstance(other, Spec) and self._ordered() == other._ordered()
 
     def __ne__(self, other: object) -> bool:  # a Struct does not make it of __eq__
         return not self == other
 
     def __hash__(self) -> int:
-        return hash(self.to_json())
+        return hash(self._ordered())
+
+    def _ordered(self) -> bytes:
+        return msgspec.json.encode(_ordered(msgspec.to_builtins(self)))
 
     def to_json(self) -> bytes:
-        """The canonical JSON of the spec: equal specs have equal bytes."""
+        """The JSON of the spec, as its requests have it: names within `params` as they came."""
         return msgspec.json.encode(self)
 
     @classmethod
@@ -99,32 +102,73 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def fingerprint(self) -> str:
-        """128 bits in hex that name the spec, and its default checkpoint directory."""
+        """128 bits in hex that name its JSON, and the default directory of a new checkpoint."""
         return blake2b(self.to_json(), digest_size=16).hexdigest()
 
     def differences(self, other: "Spec") -> list[str]:
-        """One "name: theirs there, ours here" for each part in which `other` differs."""
-        theirs, ours = _flat(other), _flat(self)
-        return [
-            f"{name}: {_shown(theirs.get(name))} there, {_shown(ours.get(name))} here"
+        """One "place: theirs there, ours here" for each part in which `other` differs."""
+        theirs, ours = _parts(other), _parts(self)
+        found = (
+            _difference(name, theirs.get(name, _NOT_SET), ours.get(name, _NOT_SET))
             for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name) != ours.get(name)
-        ]
+        )
+        return [difference for difference in found if difference]
 
 
-def _flat(spec: Spec) -> dict[str, bytes]:
-    """The JSON of each part, by its name."""
-    fields = msgspec.to_builtins(spec)
-    parts = {
+#: What a part is that is not there; not even JSON.
+_NOT_SET = msgspec.UNSET
+
+
+def _parts(spec: Spec) -> dict[str, Any]:
+    """The JSON value of each part, by its name."""
+    fields = _ordered(msgspec.to_builtins(spec))
+    return {
         **{name: fields[name] for name in ("version", "endpoint", "model", "system")},
         **fields["params"],
         **fields["account"],
     }
-    return {name: msgspec.json.encode(value) for name, value in parts.items()}
 
 
-def _shown(encoded: bytes | None) -> str:
-    text = encoded.decode() if encoded is not None else "not set"
+def _difference(path: str, theirs: Any, ours: Any) -> str:
+    """The first place in which two values differ, and what stands there; "" if there is none."""
+    if theirs is not _NOT_SET and ours is not _NOT_SET:
+        if msgspec.json.encode(theirs) == msgspec.json.encode(ours):
+            return ""
+        within: list[tuple[str, Any, Any]] = []
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            names = dict.fromkeys([*theirs, *ours])
+            within = [
+                (f"{path}.{name}", theirs.get(name, _NOT_SET), ours.get(name, _NOT_SET))
+                for name in names
+            ]
+        elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+            within = [
+                (f"{path}[{n}]", *pair) for n, pair in enumerate(zip(theirs, ours, strict=True))
+            ]
+        found = next(filter(None, (_difference(*place) for place in within)), "")
+        if found:
+            return found
+        if within:  # of names all alike
+            path, theirs, ours = f"the order of {path}", list(theirs), list(ours)
+    return f"{path}: {_shown(theirs)} there, {_shown(ours)} here"
+
+
+def _ordered(value: Any, *, order_counts: bool = False) -> Any:
+    """A JSON value whose names stand in order, but those of a schema's properties."""
+    match value:
+        case dict():
+            names = value if order_counts else sorted(value)
+            return {
+                name: _ordered(value[name], order_counts=name == "properties") for name in names
+            }
+        case list():
+            return [_ordered(item) for item in value]
+        case _:
+            return value
+
+
+def _shown(value: Any) -> str:
+    text = "not set" if value is _NOT_SET else msgspec.json.encode(value).decode()
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -6,6 +6,7 @@ nothing but the frame. Heavy libraries are imported when a call needs them.
 """
 
 import asyncio
+import atexit
 import functools
 import inspect
 import tempfile
@@ -782,7 +783,6 @@ def estimate(
 def complete_parquet(
     source: "str | Path | list[str | Path] | ds.Dataset",
     target: str | Path,
-    /,
     prompt_col: str | None = None,
     id_col: str | None = None,
     *,
@@ -820,8 +820,9 @@ def complete_parquet(
 
     Args:
         source: A parquet file, a directory of them, a glob such as "data/*.parquet", or a list of
-            these; or a pyarrow Dataset of parquet files. Files are read in the order of their
-            names, and have the same columns.
+            these; or a pyarrow Dataset of parquet files, without a filter. Files are read in the
+            order of their names, and have the same columns. Of a directory, names that begin with
+            a dot or an underscore are left out.
         target: The file that is written. It appears, or is replaced, when all of it is there.
         prompt_col: As for `complete`.
         id_col: The column with the ids, as for `complete`; unique over all files, and never None.
@@ -882,8 +883,10 @@ def complete_parquet(
     if id_col is None:
         raise ParameterError(
             "complete_parquet() needs an id_col: rows that are never together cannot be told apart "
-            "by their prompts."
+            "by their prompts. Nothing was sent. lf.with_row_index('id') numbers those of a "
+            "LazyFrame."
         )
+    check_values(target=target)
     call = completion(
         prompt_col,
         model=model,
@@ -900,7 +903,7 @@ def complete_parquet(
 
     path = Path(target).expanduser()
     send = functools.partial(sent_windows, settings=settings, spec=call.spec)
-    write_answers(Source(source), path, call, id_col, settings, send, prices=prices)
+    write_answers(Source(source, path), path, call, id_col, settings, send, prices=prices)
     return path
 
 
@@ -1057,10 +1060,6 @@ class OpenAIBatch:
     estimate = _method(estimate)
 
 
-#: Where the answers of LazyFrames are, until the process ends.
-_stored: list[tempfile.TemporaryDirectory[str]] = []
-
-
 class LazyOpenAIBatch:
     """`lf.openai_batch`: the Batch API on the columns of a Polars LazyFrame, in bounded memory."""
 
@@ -1069,7 +1068,7 @@ class LazyOpenAIBatch:
         self._frame = frame
 
     def complete(
-        self, prompt_col: str | None = None, id_col: str | None = None, /, **keywords: Any
+        self, prompt_col: str | None = None, id_col: str | None = None, **keywords: Any
     ) -> "pl.LazyFrame":
         """Run the query once, send its rows, wait, and give back a LazyFrame of the answers.
 
@@ -1111,7 +1110,7 @@ class LazyOpenAIBatch:
         except BaseException:
             folder.cleanup()
             raise
-        _stored.append(folder)
+        atexit.register(folder.cleanup)
         return answers
 
     def sink_parquet(
@@ -1119,7 +1118,6 @@ class LazyOpenAIBatch:
         target: str | Path,
         prompt_col: str | None = None,
         id_col: str | None = None,
-        /,
         **keywords: Any,
     ) -> Path:
         """Run the query once, send its rows, wait, and write them with their answers.
@@ -1141,7 +1139,10 @@ class LazyOpenAIBatch:
         from batchframe.frames import polars
 
         with tempfile.TemporaryDirectory(prefix="batchframe-") as folder:
-            source = Path(folder, "rows.parquet")
+            source, nothing = Path(folder, "rows.parquet"), Path(folder, "none.parquet")
+            # So that the query, which may take long, does not run for a call that does not fit.
+            polars.sink_empty(self._frame, nothing)
+            complete_parquet(nothing, Path(folder, "out.parquet"), prompt_col, id_col, **keywords)
             polars.sink(self._frame, source)
             return complete_parquet(source, target, prompt_col, id_col, **keywords)
 

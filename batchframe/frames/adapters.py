@@ -50,7 +50,9 @@ def adapter_of(frame: object) -> Adapter:
         from batchframe.frames import arrow as arrow_adapter
 
         return cast("Adapter", arrow_adapter)
-    hint = " Collect it first." if type(frame).__name__ == "LazyFrame" else ""
+    hint = ""
+    if type(frame).__name__ == "LazyFrame":
+        hint = " Collect it first; lf.openai_batch.complete() takes it as it is."
     raise ParameterError(
         f"A {type(frame).__name__} was passed; complete() takes pandas and Polars DataFrames "
         f"and pyarrow Tables.{hint}"

@@ -191,10 +191,11 @@ def estimated(
     adapter = adapter_of(frame)
     _check_labels(adapter, frame, call, id_col)
     rows = _rows(adapter, frame, call, id_col, nulls=nulls)
+    there = _found(checkpoint, spec)
     return estimate_rows(
         rows,
-        spec,
-        _found(checkpoint, spec),
+        spec if there is None else there.spec,
+        there,
         limits=fitted,
         window_hours=hours_of(completion_window),
         dedupe=dedupe,

@@ -32,7 +32,7 @@ from batchframe.frames.failures import Failures
 from batchframe.frames.questions import Call
 from batchframe.frames.sending import unanswered
 from batchframe.frames.settings import Columns
-from batchframe.storage import replacing
+from batchframe.storage import check_replaceable, replacing
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
@@ -43,18 +43,29 @@ __all__ = ["Source", "write_answers"]
 #: Rows of a window, at most; and of what it holds, in bytes, about.
 _WINDOW_ROWS, _WINDOW_BYTES = 100_000, 32_000_000
 
+#: Columns that a message names, at most.
+_SHOWN = 5
+
 
 class Source:
     """The parquet files of a source, in one order: a path, a list of paths, or a dataset.
 
-    Raises ParameterError if there is none, or if they have different columns.
+    Raises ParameterError if there is none, if they have different columns, or fewer rows or columns
+    than the source, or if `target` is one of them.
     """
 
-    def __init__(self, source: "str | Path | Sequence[str | Path] | ds.Dataset") -> None:
+    def __init__(
+        self, source: "str | Path | Sequence[str | Path] | ds.Dataset", target: Path
+    ) -> None:
         """Find the files, and read their schemas."""
         self.paths = _files(source)
         if not self.paths:
             raise ParameterError(f"source={str(source)!r:.100} names no parquet file.")
+        if target.resolve() in {path.resolve() for path in self.paths}:
+            raise ParameterError(
+                f"target={str(target)!r} is one of the files that are read. Nothing was sent. Name "
+                "another one."
+            )
         self._stamps = [_stamp(path) for path in self.paths]
         self.schema: pa.Schema = _schema(self.paths[0])
         for path in self.paths[1:]:
@@ -65,12 +76,21 @@ class Source:
                     f"{_differences(self.schema, other)}. Nothing was sent."
                 )
 
-        if _is_dataset(source) and (others := set(source.schema.names) - set(self.schema.names)):
+        if others := _in_folders(source) - set(self.schema.names):
             raise ParameterError(
-                f"The dataset has columns that are in the names of its folders and not in its "
+                f"The source has columns that are in the names of its folders and not in its "
                 f"files: {', '.join(sorted(others))}. Nothing was sent. Write them into the files, "
-                "or pass the files' paths to go without them."
+                "or pass the files' paths to go without them, such as 'data/*/*.parquet'."
             )
+        if _is_dataset(source) and source.count_rows(use_threads=False) != self._n_rows():
+            raise ParameterError(
+                "The dataset is filtered, and its files are read whole. Nothing was sent. Write "
+                "the rows into a file first, for example by polars.scan_pyarrow_dataset(dataset)"
+                ".sink_parquet('rows.parquet')."
+            )
+
+    def _n_rows(self) -> int:
+        return sum(pq.read_metadata(path).num_rows for path in self.paths)
 
     def check_unchanged(self) -> None:
         """Raise ParameterError if a file is not the one that it was at the beginning.
@@ -132,7 +152,7 @@ def _is_dataset(source: object) -> "TypeIs[ds.Dataset]":
     return module is not None and isinstance(source, module.Dataset)
 
 
-def _files(source: "str | Path | Sequence[str | Path] | ds.Dataset") -> list[Path]:
+def _files(source: "str | Path | Iterable[str | Path] | ds.Dataset") -> list[Path]:
     if _is_dataset(source):
         import pyarrow.dataset as ds
 
@@ -141,11 +161,16 @@ def _files(source: "str | Path | Sequence[str | Path] | ds.Dataset") -> list[Pat
         ):
             raise ParameterError("source= must be a dataset of parquet files on this machine.")
         return [path for file in source.files for path in _files(file)]
-    if not isinstance(source, str | Path):
+    if isinstance(source, Sequence | Iterator) and not isinstance(source, str | bytes):
         return [path for one in source for path in _files(one)]
+    if not isinstance(source, str | Path):
+        raise ParameterError(
+            f"source= must be a path, a list of paths or a pyarrow Dataset, not "
+            f"{type(source).__name__}. Nothing was sent. batchframe.complete() takes frames."
+        )
     path = Path(source).expanduser()
     if path.is_dir():
-        return sorted(found for found in path.rglob("*.parquet") if found.is_file())
+        return [found for found in sorted(path.rglob("*.parquet")) if _is_data(found, path)]
     if path.is_file():
         return [path]
     return sorted(
@@ -155,20 +180,45 @@ def _files(source: "str | Path | Sequence[str | Path] | ds.Dataset") -> list[Pat
     )
 
 
+def _is_data(path: Path, directory: Path) -> bool:
+    """A file of rows; what begins with a dot or an underscore is none, as for pyarrow and Spark."""
+    names = path.relative_to(directory).parts
+    return path.is_file() and not any(name.startswith((".", "_")) for name in names)
+
+
+def _in_folders(source: "str | Path | Iterable[str | Path] | ds.Dataset") -> set[str]:
+    """Columns that the names of folders may hold, for those who read the source as one table."""
+    if _is_dataset(source):
+        return set(source.schema.names)
+    if not isinstance(source, str | Path) or not (path := Path(source).expanduser()).is_dir():
+        return set()
+    folders = (name for file in _files(path) for name in file.relative_to(path).parts[:-1])
+    return {name.partition("=")[0] for name in folders if "=" in name}
+
+
 def _schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ParameterError(f"{path} cannot be read as parquet: {error}.") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).rstrip(".")
+        raise ParameterError(
+            f"{path} cannot be read as parquet: {reason}. Nothing was sent."
+        ) from None
 
 
 def _differences(ours: pa.Schema, theirs: pa.Schema) -> str:
-    mine, other = ({field.name: str(field.type) for field in schema} for schema in (ours, theirs))
-    return ", ".join(
+    mine, other = (
+        {field.name: f"{field.type}{'' if field.nullable else ' not null'}" for field in schema}
+        for schema in (ours, theirs)
+    )
+    found = [
         f"{name!r} is {other.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
         for name in sorted(mine.keys() | other.keys())
         if mine.get(name) != other.get(name)
-    )
+    ]
+    if len(found) > _SHOWN:
+        found[_SHOWN:] = [f"and {len(found) - _SHOWN} more"]
+    return ", ".join(found) or f"their order is {', '.join(map(repr, theirs.names))} there"
 
 
 def write_answers(
@@ -253,15 +303,11 @@ def _check(
     for name, column in call.own.items():
         inputs.check_label(column.label, name, names, [])
     inputs.check_free(new, names, output)
-    if target.resolve() in {path.resolve() for path in source.paths}:
-        raise ParameterError(
-            f"target={str(target)!r} is one of the files that are read. Nothing was sent. Name "
-            "another one."
-        )
     if not target.parent.is_dir():
         raise ParameterError(
             f"There is no directory {target.parent} for target={str(target)!r}. Nothing was sent."
         )
+    check_replaceable(target)
     inputs.ids(source.column(id_col), id_col)  # unique over all windows
 
 

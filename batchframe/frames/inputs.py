@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from numbers import Number
+from pathlib import Path
 from string import Formatter
 from typing import Any
 from uuid import UUID
@@ -183,7 +184,7 @@ def with_images(
     """
     for label, values in columns:
         for row, value in enumerate(values):
-            if not isinstance(value, str | bytes | None):
+            if not isinstance(value, str | bytes | Path | None):
                 raise ColumnError(
                     f"Column {label!r} holds values that are none: images are URLs, paths or "
                     f"bytes, and it has {_short(value)} in row {row}."
@@ -193,9 +194,11 @@ def with_images(
         if prompt is None:
             return None
         urls = [
-            image_url(value, f"Row {row} of column {label!r}")
+            image_url(
+                value if isinstance(value, bytes) else str(value), f"Row {row} of column {label!r}"
+            )
             for label, values in columns
-            if isinstance(value := values[row], str | bytes) and value
+            if isinstance(value := values[row], str | bytes | Path) and value
         ]
         return encode_parts(prompt, urls, endpoint)
 
@@ -312,9 +315,11 @@ def ids(column: pa.Array, label: Hashable) -> pa.Array:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Categories as their values."""
+    """Categories and runs as their values."""
     if pa.types.is_dictionary(column.type):
         return column.dictionary_decode()
+    if pa.types.is_run_end_encoded(column.type):
+        return pc.run_end_decode(column)
     return column
 
 
@@ -349,7 +354,18 @@ def _as_text(column: pa.Array | list[Any], label: str) -> pa.Array:
                     f"{type(value).__name__}, which has no plain text. Make text of each first."
                 )
         printed = [None if value is None else str(value) for value in column]
-        return pa.array(printed, pa.large_string())
+        try:
+            return pa.array(printed, pa.large_string())
+        except UnicodeEncodeError:
+            row, half = next(
+                (row, text)
+                for row, text in enumerate(printed)
+                if text and text != text.encode("utf-8", "replace").decode()
+            )
+            raise RowError(
+                f"Column {label!r} of the template has half a character (a lone surrogate) in row "
+                f"{row}, which cannot be sent: {_short(half)}. Nothing was sent. Replace it first."
+            ) from None
     column = _plain(column)
     kind = column.type
     if _is_text(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind):
@@ -376,6 +392,8 @@ def _way_to_text(kind: pa.DataType) -> str:
     if _is_bytes(kind):
         # str() would make "b'...'" of it, which nobody means.
         return "Decode it first: .str.decode('utf-8') in pandas, .cast(pl.String) in Polars."
+    if pa.types.is_struct(kind) and kind.get_field_index("role") >= 0:
+        return "Make a list of chat messages of each first: [{'role': ..., 'content': ...}]."
     if pa.types.is_nested(kind):
         return "Make one text of each first, for example with json.dumps."
     return "Cast it first: .astype(str) in pandas, .cast(pl.String) in Polars."

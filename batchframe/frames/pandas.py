@@ -62,9 +62,15 @@ def column(frame: pd.DataFrame, label: Hashable) -> pa.Array:
             f"df[{label!r}].str.encode('utf-8', 'replace').str.decode('utf-8')"
         ) from None
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        is_nested = any(isinstance(value, list | dict) for value in series)
         raise ColumnError(
             f"Column {label!r} of dtype {series.dtype} cannot be read as values of one type: "
-            f"{_examples(series)}. Cast it first: df[{label!r}] = df[{label!r}].astype(str)"
+            f"{_examples(series)}. "
+            + (
+                "Make texts, or lists of chat messages, of all of them first."
+                if is_nested  # str() would make "[{'role': ...", which nobody means
+                else f"Cast it first: df[{label!r}] = df[{label!r}].astype(str)"
+            )
         ) from error
     if pa.types.is_date(array.type) and any(isinstance(value, datetime) for value in series):
         # Arrow would take the time of day off.
@@ -85,7 +91,11 @@ def lists(frame: pd.DataFrame, label: Hashable) -> list[Any] | None:
     series = frame[label]
     if isinstance(series.dtype, pd.ArrowDtype):
         kind = series.dtype.pyarrow_dtype
-        is_nested = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        is_nested = (
+            pa.types.is_list(kind)
+            or pa.types.is_large_list(kind)
+            or pa.types.is_fixed_size_list(kind)
+        )
         return pa.array(series).to_pylist() if is_nested else None
     if series.dtype != object:
         return None

@@ -1,5 +1,6 @@
 """Polars DataFrames at the door, and LazyFrames by way of parquet files."""
 
+import io
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from uuid import UUID
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchframe.errors import ColumnError
 
@@ -20,6 +22,7 @@ __all__ = [
     "objects",
     "scan",
     "sink",
+    "sink_empty",
     "snapshot",
 ]
 
@@ -74,6 +77,26 @@ def new_labels(columns: pa.Table) -> list[str]:
 def attach(frame: pl.DataFrame, columns: pa.Table, *, like: Hashable) -> pl.DataFrame:  # noqa: ARG001 - pandas needs it
     """A new frame with the columns appended by position."""
     return frame.with_columns(pl.Series(name, columns[name]) for name in columns.column_names)
+
+
+def sink_empty(frame: pl.LazyFrame, path: Path) -> None:
+    """Write a parquet file with the columns of a query and no rows; the query does not run.
+
+    Raises ColumnError for a column that such a file, or Arrow, has no type for.
+    """
+    schema = frame.collect_schema()
+    for name, dtype in schema.items():
+        file = io.BytesIO()
+        try:
+            pl.DataFrame(schema={name: dtype}).write_parquet(file)
+            pq.read_schema(file)
+        except (pl.exceptions.PolarsError, pa.ArrowException) as error:
+            raise ColumnError(
+                f"Column {name!r} holds {dtype}, which parquet cannot hold for Arrow: "
+                f"{str(error).strip().rstrip('.')}. Nothing was sent. Cast it first, for example "
+                f"with pl.col({name!r}).cast(pl.String), or drop it."
+            ) from None
+    pl.DataFrame(schema=schema).write_parquet(path)
 
 
 def sink(frame: pl.LazyFrame, path: Path) -> None:

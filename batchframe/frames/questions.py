@@ -173,9 +173,12 @@ def attached(
     check_values(template=template)
     spec = there.spec
     own = own_fields(params, model)
-    shared = body_params(
-        params, spec.endpoint, function=keywords.function, keywords=keywords.names
-    ) | ({} if model is None or "model" in own else {"model": model})
+    # By their names: values that are the same for all rows are not looked at.
+    named = {name: own.get(name) for name in params}
+    body_params(named, spec.endpoint, function=keywords.function, keywords=keywords.names)
+    shared = [name for name in ("model", *params) if name not in own]
+    if model is None:
+        shared.remove("model")
     if shared:
         raise ParameterError(
             f"attach() was given {', '.join(f'{name}=' for name in shared)}; it takes parameters "

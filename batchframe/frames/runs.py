@@ -38,7 +38,7 @@ from batchframe.frames.questions import Call
 from batchframe.frames.sending import PRICES_WAY_OUT, how, read_checkpoint, unanswered
 from batchframe.frames.settings import Settings
 from batchframe.frames.usage import Usage
-from batchframe.going_on import how_to_resume
+from batchframe.going_on import explain
 from batchframe.layout import LOG, SPEC
 from batchframe.overview import batches_of, overview_of
 from batchframe.pages import card
@@ -548,7 +548,7 @@ def begun(
         run._watch(rounds.submitted, None)  # noqa: SLF001 - of this module
     except BaseException as error:
         run.detach()
-        error.add_note(how_to_resume(rounds.checkpoint))
+        explain(error, rounds.checkpoint)
         raise
     return run._outcome()  # noqa: SLF001 - likewise
 

@@ -161,6 +161,13 @@ CSV = b"id,prompt\n1,a\n"
         ("in.csv", CSV, "out.csv", ["--param", "temprature=0"], "Did you mean 'temperature'"),
         ("in.csv", CSV, "out.csv", ["--prompt-col", "promt"], "Did you mean 'prompt'"),
         ("in.csv", CSV, "out.csv", ["--response-format", "in.csv"], "in.csv is not JSON"),
+        (
+            "in.csv",
+            CSV,
+            "out.csv",
+            ["--response-format", "none.json"],
+            "none.json cannot be read: No such file or directory. Nothing was sent.",
+        ),
         ("in.jsonl", b'{"id": 1, "prompt": "a"}\n{\n', "out.csv", [], "Line 2 of in.jsonl is not"),
         ("in.jsonl", b"[1]\n", "out.csv", [], "Line 1 of in.jsonl is a list"),
         (

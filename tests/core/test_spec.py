@@ -89,13 +89,24 @@ def test_the_order_in_which_parameters_are_named_does_not_matter():
     assert one.differences(other) == []
 
 
-def test_the_order_within_a_parameter_is_kept_because_models_answer_in_the_order_of_a_schema():
-    one = a_spec(params={"response_format": {"a": 1, "b": 2}})
-    other = a_spec(params={"response_format": {"b": 2, "a": 1}})
+def test_the_order_within_a_parameter_does_not_matter_and_is_kept():
+    one = a_spec(params={"x": [{"a": {"b": 1, "c": 2}, "d": 3}], "y": 4})
+    other = a_spec(params={"y": 4, "x": [{"d": 3, "a": {"c": 2, "b": 1}}]})
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one.differences(other) == []
+    assert b'"x":[{"a":{"b":1,"c":2},"d":3}]' in one.to_json()
+    assert b'"x":[{"d":3,"a":{"c":2,"b":1}}]' in other.to_json()
+    assert a_spec(params={"x": [1, 2]}) != a_spec(params={"x": [2, 1]})
+
+
+def test_the_order_of_the_properties_of_a_schema_matters_because_models_answer_in_it():
+    one = a_spec(params={"tools": [{"properties": {"a": {}, "b": {}}}]})
+    other = a_spec(params={"tools": [{"properties": {"b": {}, "a": {}}}]})
     assert one != other
     assert one.fingerprint != other.fingerprint
     assert one.differences(other) == [
-        'response_format: {"b":2,"a":1} there, {"a":1,"b":2} here',
+        'the order of tools[0].properties: ["b","a"] there, ["a","b"] here',
     ]
 
 
@@ -163,6 +174,22 @@ def test_differences_name_each_part_with_both_values():
 def test_a_parameter_that_is_null_is_not_the_same_as_one_that_is_not_set():
     (line,) = a_spec(params={"stop": None}).differences(a_spec())
     assert line == "stop: not set there, null here"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "expected"),
+    [
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, "x.a.c: 2 there, 3 here"),
+        ({"a": {"b": 1}}, {"a": {}}, "x.a.b: 1 there, not set here"),
+        ({"a": None}, {"b": None}, "x.a: null there, not set here"),
+        ([1, [2, 3]], [1, [2, 4]], "x[1][1]: 3 there, 4 here"),
+        ([1, 2], [1], "x: [1,2] there, [1] here"),
+        ({"a": 1}, [1], 'x: {"a":1} there, [1] here'),
+        ({"a": 1}, {"a": 1.0}, "x.a: 1 there, 1.0 here"),
+    ],
+)
+def test_a_difference_within_a_part_is_told_by_its_place(theirs, ours, expected):
+    assert a_spec(params={"x": ours}).differences(a_spec(params={"x": theirs})) == [expected]
 
 
 def test_long_values_are_shown_cut():

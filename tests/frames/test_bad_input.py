@@ -199,10 +199,7 @@ MIXED_OBJECTS = [
 
 @pytest.mark.parametrize(
     ("prompts", "shown", "dtype"),
-    [
-        *((*case, "object") for case in MIXED + MIXED_OBJECTS),
-        *((*case, "category") for case in MIXED),
-    ],
+    [*((*case, "object") for case in MIXED), *((*case, "category") for case in MIXED)],
 )
 def test_text_among_other_values_is_refused(refused, prompts, shown, dtype):
     column = pd.Series(prompts, dtype=object).astype(dtype)
@@ -212,6 +209,23 @@ def test_text_among_other_values_is_refused(refused, prompts, shown, dtype):
         f"Column 'prompt' of dtype {dtype} cannot be read as values of one type: {shown}. "
         "Cast it first: df['prompt'] = df['prompt'].astype(str)"
     )
+
+
+@pytest.mark.parametrize(("prompts", "shown"), MIXED_OBJECTS)
+def test_lists_and_objects_among_texts_are_not_to_be_printed(refused, prompts, shown):
+    assert refused(bf.ColumnError, pd.DataFrame({"id": [1, 2], "prompt": prompts})) == (
+        f"Column 'prompt' of dtype object cannot be read as values of one type: {shown}. "
+        "Make texts, or lists of chat messages, of all of them first."
+    )
+
+
+def test_a_chat_message_without_its_list_is_to_be_put_into_one(frames, refused, complete):
+    message = {"role": "user", "content": "one"}
+    assert refused(bf.ColumnError, frames.make({"id": [1], "prompt": [message]})).endswith(
+        "Make a list of chat messages of each first: [{'role': ..., 'content': ...}]."
+    )
+    out = complete(frames.make({"id": [1], "prompt": [[message]]}))
+    assert frames.values(out, "completion") == ["echo: one"]
 
 
 def test_the_way_out_of_mixed_prompts_leads_out(refused, complete):
@@ -274,6 +288,16 @@ def test_half_a_character_is_refused_and_the_way_out_leads_out(refused, complete
 
     assert df[role].tolist() == ["fine", "half ?"]
     assert complete(df)["completion_status"].tolist() == ["ok", "ok"]
+
+
+def test_half_a_character_in_a_template_is_refused(refused):
+    texts = pd.Series(["fine", None, "half \ud83d"], dtype=object)
+    df = pd.DataFrame({"id": [1, 2, 3], "word": texts})
+
+    assert refused(bf.RowError, df, None, template="A {word}") == (
+        "Column 'word' of the template has half a character (a lone surrogate) in row 2, which "
+        "cannot be sent: 'half \\ud83d'. Nothing was sent. Replace it first."
+    )
 
 
 def test_a_row_larger_than_a_file_is_refused(frames, refused):
@@ -566,7 +590,7 @@ def test_a_lazy_frame_is_to_be_collected(refused):
     message = refused(bf.ParameterError, pl.LazyFrame(GOOD))
 
     assert message.startswith("A LazyFrame was passed;")
-    assert message.endswith("Collect it first.")
+    assert message.endswith("Collect it first; lf.openai_batch.complete() takes it as it is.")
 
 
 # --- The call itself ------------------------------------------------------------------------------

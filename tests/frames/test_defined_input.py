@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import batchframe as bf
@@ -89,6 +90,10 @@ TEXTS = {
     "Arrow large_string": lambda values: arrow(values, pa.large_string()),
     "Arrow string_view": lambda values: arrow(values, pa.string_view()),
     "Arrow dictionary": lambda values: arrow(values, pa.dictionary(pa.int8(), pa.string())),
+    "Arrow runs": lambda values: pd.Series(
+        pc.run_end_encode(pa.array(values, pa.string())),
+        dtype=pd.ArrowDtype(pa.run_end_encoded(pa.int32(), pa.string())),
+    ),
     "Arrow in chunks": lambda values: pd.Series(
         pd.array(
             pa.chunked_array([[value] for value in values], pa.string()),

@@ -76,6 +76,14 @@ def test_the_columns_are_typed_whatever_comes_back(embed, texts, dimensions, kin
     assert embed(frame, dimensions=dimensions)["embedding"].dtype == kind
 
 
+def test_numbers_of_numpy_are_numbers(embed, paid):
+    frame = pl.DataFrame({"id": [1], "text": ["tree"]})
+    out = embed(frame, dimensions=np.int64(4), max_retries=np.uint8(0), timeout=np.int32(60))
+    assert out["embedding"].dtype == pl.Array(pl.Float32, 4)
+    assert embed(frame, dimensions=4, max_error_ratio=np.float32(0.5)).equals(out)
+    assert paid() == 1
+
+
 def test_a_table_has_typed_vectors_without_any_answer(embed):
     table = pa.table({"id": ["a"], "text": pa.array([None], pa.string())})
     assert embed(table, dimensions=4)["embedding"].type == pa.list_(pa.float32(), 4)

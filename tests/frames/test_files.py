@@ -67,6 +67,13 @@ def test_rows_come_back_in_their_order_with_all_their_columns(convert, source, p
     assert paid() == 999
 
 
+def test_source_and_target_may_be_named(source, client, checkpoint, tmp_path):
+    named = {"source": source(numbered(0, 2)), "target": tmp_path / "out.parquet"}
+    columns = {"prompt_col": "prompt", "id_col": "id", "model": "gpt-4o-mini"}
+    settings = {"client": client, "checkpoint": checkpoint, "progress": False}
+    assert bf.complete_parquet(**named, **columns, **settings) == tmp_path / "out.parquet"
+
+
 def test_it_writes_what_complete_gives(convert, source, complete):
     data = {**numbered(0, 10), "list": [[n] for n in range(10)]}
     out = convert(source(data), details=True)
@@ -216,6 +223,13 @@ def test_bad_paths_are_told(convert, source, calls, tmp_path):
         convert(path, target="in.parquet")
     with pytest.raises(bf.ParameterError, match="There is no directory"):
         convert(path, target="none/out.parquet")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(bf.ParameterError, match="there is no file that could be replaced"):
+        convert(path, target="there")
+    with pytest.raises(bf.ParameterError, match=r"cannot be written: File name too long\. Nothing"):
+        convert(path, target="x" * 250)
+    with pytest.raises(bf.ParameterError, match="target=None must be the path of a file"):
+        bf.complete_parquet(path, None, "prompt", "id", model="gpt-4o-mini")
     with pytest.raises(bf.ParameterError, match="needs an id_col"):
         convert(path, "prompt", None)
     other = source({"id": ["a"], "prompt": ["x"]}, "other.parquet")
@@ -225,6 +239,71 @@ def test_bad_paths_are_told(convert, source, calls, tmp_path):
     text.write_text("no parquet")
     with pytest.raises(bf.ParameterError, match="cannot be read as parquet"):
         convert(text)
+    assert calls() == {}
+
+
+@pytest.mark.parametrize("source", [None, 5, [5], pl.DataFrame({"id": [1]}), {"id": [1]}], ids=repr)
+def test_what_is_no_source_is_told(convert, source):
+    with pytest.raises(bf.ParameterError, match=r"^source= must be a path, a list of paths or a"):
+        convert(source)
+
+
+def test_files_that_fit_but_for_their_order_or_nulls_are_told_apart(convert, source):
+    one = source({"id": [1], "prompt": ["x"]}, "a.parquet")
+    other = source({"prompt": ["y"], "id": [2]}, "b.parquet")
+    with pytest.raises(bf.ParameterError, match=r"a\.parquet: their order is 'prompt', 'id' there"):
+        convert([one, other])
+    schema = pa.schema([pa.field("id", pa.int64(), nullable=False), ("prompt", pa.string())])
+    wide = source({"id": [4], "prompt": ["z"], **{f"c{n}": [n] for n in range(7)}}, "d.parquet")
+    with pytest.raises(
+        bf.ParameterError, match=r"'c4' is int64 there and missing here, and 2 more"
+    ):
+        convert([one, wide])
+    strict = source(pa.table({"id": [3], "prompt": ["z"]}, schema), "c.parquet")
+    with pytest.raises(bf.ParameterError, match="'id' is int64 not null there and int64 here"):
+        convert([one, strict])
+
+
+def test_types_that_arrow_lacks_are_told(convert, calls, tmp_path):
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"]}).with_columns(pl.col("id").cast(pl.Int128))
+    frame.write_parquet(tmp_path / "in.parquet")
+    with pytest.raises(bf.ParameterError, match=r"in\.parquet cannot be read as parquet: Integers"):
+        convert(tmp_path / "in.parquet")
+    assert calls() == {}
+
+
+def test_no_directory_is_its_own_target(convert, source, tmp_path):
+    source(numbered(0, 2), "data/in.parquet")
+    convert(tmp_path / "data", target="data/out.parquet")
+    with pytest.raises(bf.ParameterError, match="one of the files that are read"):
+        convert(tmp_path / "data", target="data/out.parquet")
+
+
+def test_a_directory_is_read_as_pyarrow_reads_it(convert, source, tmp_path):
+    for name in ("1.parquet", "_temporary/2.parquet", ".3.parquet", "_4.parquet", "deep/5.parquet"):
+        n = int(name.removesuffix(".parquet")[-1])
+        source(numbered(n, n + 1), f"data/{name}")
+    expected = ds.dataset(tmp_path / "data").to_table()["id"].to_pylist()
+
+    assert convert(tmp_path / "data")["id"].to_list() == expected == [1, 5]
+
+
+def test_columns_in_the_names_of_folders_are_not_lost_without_a_word(convert, source, tmp_path):
+    for part in range(2):
+        source(numbered(part, part + 1), f"data/day={part}/rows.parquet")
+    with pytest.raises(bf.ParameterError, match=r"names of its folders .*: day\. Nothing was sent"):
+        convert(tmp_path / "data")
+    assert convert(str(tmp_path / "data/*/*.parquet"))["id"].to_list() == [0, 1]
+
+    data = {**numbered(2, 3), "day": ["2"]}
+    source(data, "both/day=2/rows.parquet")
+    assert convert(tmp_path / "both")["day"].to_list() == ["2"]
+
+
+def test_a_filtered_dataset_is_not_sent_whole(convert, source, calls, tmp_path):
+    dataset = ds.dataset(source(numbered(0, 4)))
+    with pytest.raises(bf.ParameterError, match="The dataset is filtered, and its files are read"):
+        convert(dataset.filter(ds.field("id") > 1))
     assert calls() == {}
 
 

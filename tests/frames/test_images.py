@@ -115,3 +115,17 @@ def test_urls_and_bytes_may_stand_in_one_column_of_objects(complete, client):
     frame = pd.DataFrame({"id": [1, 2], "prompt": ["a", "b"], "picture": ["https://x/y.png", PNG]})
     out = complete(frame, images="picture")
     assert out["completion_status"].tolist() == ["ok", "ok"]
+
+
+def test_paths_are_paths_of_files(complete, client, paid, tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(PNG)
+    frame = pd.DataFrame({"id": [1, 2], "prompt": ["a", "b"], "picture": [path, None]})
+    complete(frame, images="picture")
+    assert contents(client)["a"] == [
+        {"type": "image_url", "image_url": {"url": data_url("png", PNG)}}
+    ]
+    complete(frame.assign(picture=[str(path), None]), images="picture")
+    assert paid() == 2
+    with pytest.raises(bf.RowError, match=r"Row 0 of column 'picture' is 'none\.png'"):
+        complete(frame.assign(picture=[Path("none.png"), None]), images="picture")

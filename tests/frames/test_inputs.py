@@ -55,6 +55,14 @@ CHATS = [
 ]
 
 
+def test_lists_of_one_size_in_pandas_are_chat_messages(complete):
+    kind = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]), 1)
+    column = pd.array(pa.array([[user("one")], None], kind), dtype=pd.ArrowDtype(kind))
+    out = complete(pd.DataFrame({"id": [1, 2], "prompt": column}))
+    assert out["completion_status"].tolist() == ["ok", "skipped"]
+    assert out["completion"].tolist()[0] == "echo: one"
+
+
 def test_lists_of_chat_messages_are_sent_as_they_are(frames, complete, client):
     frame = frames.make({"id": range(5), "prompt": CHATS})
     out = complete(frame)

@@ -1,6 +1,9 @@
 """LazyFrames: the query runs once, and so do its batches."""
 
 import datetime as dt
+import os
+import subprocess
+import sys
 from decimal import Decimal
 
 import polars as pl
@@ -63,6 +66,32 @@ def test_columns_keep_their_dtypes_and_values(settings):
     assert_frame_equal(out, eager)
 
 
+def test_the_end_of_a_process_removes_its_answers_without_a_word(client, tmp_path):
+    (tmp_path / "temporary").mkdir()
+    code = """
+import os, polars as pl, batchframe as bf
+lf = pl.LazyFrame({"id": [1], "prompt": ["x"]})
+out = lf.openai_batch.complete("prompt", "id", model="gpt-4o-mini", progress=False)
+assert out.collect()["completion"].to_list() == ["echo: x"]
+assert len(os.listdir(os.environ["TMPDIR"])) == 1
+"""
+    environment = {
+        "TMPDIR": str(tmp_path / "temporary"),
+        "OPENAI_API_KEY": client.api_key,
+        "OPENAI_BASE_URL": str(client.base_url),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-W", "always::ResourceWarning", "-c", code],
+        env=os.environ | environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stderr == ""
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_it_sinks_into_a_file(settings, tmp_path, paid):
     frame = pl.LazyFrame({"id": ["a", "b"], "prompt": ["x", "y"]})
     target = tmp_path / "out.parquet"
@@ -72,10 +101,63 @@ def test_it_sinks_into_a_file(settings, tmp_path, paid):
     assert paid() == 2
 
 
+def test_columns_may_be_named_by_keyword(settings, tmp_path, paid):
+    frame = pl.LazyFrame({"id": [1], "prompt": ["x"]})
+    named = {"prompt_col": "prompt", "id_col": "id"} | settings
+    assert frame.openai_batch.complete(**named).collect()["completion"].to_list() == ["echo: x"]
+    out = frame.openai_batch.complete(template="{prompt}", id_col="id", **settings).collect()
+    assert out["completion"].to_list() == ["echo: x"]
+    target = tmp_path / "out.parquet"
+    assert frame.openai_batch.sink_parquet(target=target, **named) == target
+    assert paid() == 1
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"temprature": 0},
+        {"prompt_col": "promt"},
+        {"output": "prompt"},
+        {"template": "{prompt}"},
+        {"response_format": int},
+        {"id_col": None},
+    ],
+    ids=str,
+)
+def test_the_query_does_not_run_for_a_call_that_does_not_fit(settings, mistake):
+    def seen(batch):
+        raise AssertionError("the query ran")
+
+    frame = pl.LazyFrame({"id": [1], "prompt": ["x"]})
+    query = frame.map_batches(seen, schema=frame.collect_schema())
+    named = {"prompt_col": "prompt", "id_col": "id"} | settings
+    with pytest.raises(bf.InputError):
+        query.openai_batch.complete(**named | mistake)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pl.Series([1, 2], dtype=pl.Int128),
+        pl.Series([[1], None], dtype=pl.List(pl.UInt128)),
+        pl.Series([object(), None], dtype=pl.Object),
+        pl.Series([{}, None], dtype=pl.Struct([])),
+    ],
+    ids=lambda series: str(series.dtype),
+)
+def test_columns_that_parquet_cannot_hold_are_named(settings, paid, odd):
+    frame = pl.LazyFrame({"id": [1, 2], "prompt": ["x", "y"]}).with_columns(odd.alias("odd"))
+    with pytest.raises(bf.ColumnError, match=r"^Column 'odd' holds .* Nothing was sent\. Cast it"):
+        frame.openai_batch.complete("prompt", "id", **settings)
+    assert paid() == 0
+
+
 def test_mistakes_are_told_and_nothing_is_sent(settings, paid):
     frame = pl.LazyFrame({"id": [1, 1], "prompt": ["x", "y"]})
     with pytest.raises(bf.RowError, match="id"):
         frame.openai_batch.complete("prompt", "id", **settings)
+    with pytest.raises(bf.ParameterError, match=r"lf\.openai_batch\.complete\(\) takes it"):
+        bf.complete(frame, "prompt", "id", **settings)
     with pytest.raises(bf.ParameterError, match="id_col"):
         frame.openai_batch.complete("prompt", **settings)
     with pytest.raises(bf.ParameterError, match="checkpoint"):

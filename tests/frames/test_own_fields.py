@@ -69,6 +69,29 @@ def test_other_fields_are_another_spec_and_the_same_ones_send_nothing(
     assert frames.values(bf.attach(frame, checkpoint, "prompt", "id"), "completion") == ["echo: x"]
 
 
+SWAPPED = {"chat_template_kwargs": {"a": 0.5, "b": [1, {"a": None}]}, "top_k": 40}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "found"])
+def test_equal_fields_in_another_order_are_the_same_spec(
+    complete, client, paid, checkpoint, tmp_path, monkeypatch, named
+):
+    monkeypatch.chdir(tmp_path)
+    same = {"checkpoint": checkpoint if named else None, "max_completion_tokens": 9}
+    frame = pl.DataFrame({"id": [1, 2], "prompt": ["x", "y"]})
+    first = complete(frame, **same, extra_body=EXTRA)
+    assert EXTRA == SWAPPED
+
+    assert complete(frame, **same, extra_body=SWAPPED).equals(first)
+    # Rows are named before a checkpoint is opened where there is a limit.
+    assert complete(frame, **same, extra_body=SWAPPED, max_cost_usd=1).equals(first)
+    asked = bf.estimate(
+        frame, "prompt", "id", model="gpt-4o-mini", client=client, extra_body=SWAPPED, **same
+    )
+    assert (asked.n_paid, asked.n_requests) == (2, 0)
+    assert paid() == 2
+
+
 def test_all_that_sends_takes_them(client, tmp_path):
     frame = pl.DataFrame({"id": [1], "text": ["x"]})
     frame.write_parquet(tmp_path / "in.parquet")
@@ -186,6 +209,12 @@ def test_attach_finds_rows_by_their_parameters(complete, checkpoint):
 
     with pytest.raises(bf.ParameterError, match="temperature=; it takes parameters that stand in"):
         bf.attach(frame, checkpoint, "prompt", "id", temperature=0)
+    with pytest.raises(bf.ParameterError, match=r"was given response_format=; it takes parameters"):
+        bf.attach(frame, checkpoint, "prompt", "id", response_format=int)
+    with pytest.raises(bf.ParameterError, match=r"was given model=, seed=; it takes parameters"):
+        bf.attach(frame, checkpoint, "prompt", "id", model="gpt-4o-mini", seed=7)
+    with pytest.raises(bf.ParameterError, match="no keyword 'sead'"):
+        bf.attach(frame, checkpoint, "prompt", "id", sead=7)
 
 
 # --- Models ---------------------------------------------------------------------------------------
@@ -306,7 +335,9 @@ def test_what_needs_messages_is_refused_for_them(refused):
 # --- Ids that change their type -------------------------------------------------------------------
 
 
-def test_ids_that_change_their_type_are_refused(frames, complete, paid, refused):
+def test_ids_that_change_their_type_are_refused(
+    frames, complete, client, checkpoint, paid, refused
+):
     complete(frames.make({"id": [7, 8, 9], "prompt": ["a", "b", "c"]}))
     message = refused(
         bf.RowError, frames.make({"id": ["7", "8", "9", "x"], "prompt": ["a", "b", "new", "new"]})
@@ -316,6 +347,17 @@ def test_ids_that_change_their_type_are_refused(frames, complete, paid, refused)
         in message
     )
     assert "Cast the ids back" in message
+
+    # Nor does anything say that the same call would do.
+    keywords = {"model": "gpt-4o-mini", "client": client, "checkpoint": checkpoint}
+    for call in (bf.complete, bf.submit):
+        with pytest.raises(bf.RowError) as caught:
+            call(frames.make({"id": ["7"], "prompt": ["a"]}), "prompt", "id", **keywords)
+        (note,) = caught.value.__notes__
+        assert note == (
+            "No batch goes on at the provider. Nothing else is sent. "
+            f"The checkpoint is {checkpoint.resolve()}"
+        )
 
     complete(frames.make({"id": ["7", "0x"], "prompt": ["other", "a"]}))
     message = refused(bf.RowError, frames.make({"id": [7], "prompt": ["other"]}))
