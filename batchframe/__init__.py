@@ -56,6 +56,7 @@ from batchframe.frames.accessor import (
 from batchframe.parameters import col
 
 if TYPE_CHECKING:
+    __version__: str
     from batchframe import emulator
     from batchframe.core.dialects import Dialect
     from batchframe.core.estimates import Estimate
@@ -127,6 +128,8 @@ for _library in ("pandas", "polars"):
 
 def __getattr__(name: str) -> Any:
     # These import heavy libraries, which `import batchframe` must not wait for.
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("openai-batchframe")
     if name == "emulator":
         return importlib.import_module("batchframe.emulator")
     if name in _HEAVY:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import openai
@@ -54,6 +55,11 @@ def serving(*arguments, cwd):
         process.wait()
         process.stdout.close()
         process.stderr.close()
+
+
+def test_the_version_is_that_of_the_distribution():
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"batchframe {version('openai-batchframe')}\n")
 
 
 def test_help_names_every_command():

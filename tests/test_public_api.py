@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +35,10 @@ def test_what_is_public_is_listed():
 
     # Registers what users never register themselves.
     assert found - set(bf.__all__) == {"register"}
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert bf.__version__ == version("openai-batchframe")
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error():

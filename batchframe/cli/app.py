@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import typer
 from typer.core import TyperGroup
 
+import batchframe
 from batchframe.core.texts import printable
 from batchframe.errors import (
     BatchframeError,
@@ -189,8 +190,20 @@ app = typer.Typer(
 )
 
 
+def _say_version(is_asked: bool) -> None:
+    if is_asked:
+        show(f"batchframe {batchframe.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _about() -> None:
+def _about(
+    *,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Say which it is."),
+    ] = False,
+) -> None:
     """A column of prompts through the OpenAI Batch API, at half price.
 
     \b

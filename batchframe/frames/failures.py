@@ -57,7 +57,8 @@ class Failures:
         for row in failed[: _SHOWN + 1 - len(self._first)].to_pylist():
             reason = str(error[row].as_py() or "")
             shown = f"{reason[:_LETTERS]}..." if len(reason) > _LETTERS else reason
-            words = f"{status[row]}: {shown}" if shown else f"{status[row]}"
+            is_told = not shown or reason.startswith(f"{status[row]}: ")
+            words = (shown or f"{status[row]}") if is_told else f"{status[row]}: {shown}"
             named = "" if ids is None else f", id {ids[row].as_py()!r}"
             self._first.append(f"row {self._n_seen + row}{named} ({words})")
         self._n_seen += len(status)

@@ -132,6 +132,7 @@ def test_answers_that_do_not_fit_are_no_answers(ask, picky):
     prompts = ['{"word": "a"}', '{"word": 1}']
     message = refusal(bf.UnansweredError, ask, prompts, response_format=Word, on_error="raise")
     assert message.startswith("1 of 2 rows has no answer (1 invalid): row 1, id 'r1' (invalid: ")
+    assert "invalid: invalid" not in message
     # To send them again would change nothing: their answers are there.
     assert message.endswith("on_error='null' gives the frame, and sends nothing.")
     ask(prompts, response_format=Word, retry_failed=True)
