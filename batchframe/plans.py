@@ -321,7 +321,7 @@ def _standing(
         n_paid=pc.sum(is_paid).as_py() or 0,
         n_under_way=pc.sum(is_sent).as_py() or 0,
         new=new,
-        duplicates=new.filter(is_shared.take(new)),
+        duplicates=pc.indices_nonzero(pc.and_(is_new, is_shared)),
         known=known,
     )
 
