@@ -211,7 +211,7 @@ class _Standing:
     n_under_way: int
     #: Rows that a request is made for.
     new: pa.Array
-    #: Rows to be sent that have the same body as another.
+    #: Rows without an answer that have the same body as an earlier one.
     duplicates: pa.Array
     known: Known
 
