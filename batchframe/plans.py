@@ -211,7 +211,7 @@ class _Standing:
     n_under_way: int
     #: Rows that a request is made for.
     new: pa.Array
-    #: Rows to be sent that have the same body as another.
+    #: Rows without an answer that have the same body as an earlier one.
     duplicates: pa.Array
     known: Known
 
@@ -321,7 +321,7 @@ def _standing(
         n_paid=pc.sum(is_paid).as_py() or 0,
         n_under_way=pc.sum(is_sent).as_py() or 0,
         new=new,
-        duplicates=new.filter(is_shared.take(new)),
+        duplicates=pc.indices_nonzero(pc.and_(is_new, is_shared)),
         known=known,
     )
 

@@ -5,8 +5,10 @@ notebook (widgets where ipywidgets is installed, else text), and a line a minute
 neither.
 """
 
+import logging
 import math
 import sys
+import textwrap
 import warnings
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bars", "Lines", "Progress", "Silence", "Tally", "Texts", "progress_for"]
 
+_LOG = logging.getLogger("batchframe")
 _LINE_SECONDS = 60.0
 #: One bar, as tqdm fills it in; the postfix brings its comma along.
 _BAR = "{desc:<10}{percentage:4.0f}%|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}"
@@ -28,6 +31,8 @@ _BAR = "{desc:<10}{percentage:4.0f}%|{bar}| {n:,} of {total:,} rows, {elapsed}{p
 _SPACES = str.maketrans(" ", "\N{NO-BREAK SPACE}")
 #: The same in a widget.
 _WIDGET = "{desc}|{bar}| {n:,} of {total:,} rows, {elapsed}{postfix}".translate(_SPACES)
+#: The same in a terminal, with the shortest gauge that shows something.
+_LEAST = _BAR.replace("{bar}", " " * 10)
 #: The same as text in a notebook.
 _TEXT = _BAR.replace("{bar}", "{bar:40}")
 
@@ -229,14 +234,29 @@ class Texts(Silence):
         self._text = text
 
 
+class _Above(logging.Handler):
+    """What is logged stands above the bars of a terminal, and not across them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _tqdm().write(f"batchframe: {self.format(record)}", file=sys.stderr)
+
+
 class Bars:
-    """Three bars of tqdm, made when there is something to show."""
+    """Three bars of tqdm, made when there is something to show.
+
+    In a terminal, words that leave a gauge too little room stand in a line below.
+    """
 
     def __init__(self) -> None:
         self._bars: dict[str, tqdm[Any]] = {}
+        self._below: dict[str, tqdm[Any]] = {}
         self._shown: dict[str, tuple[_Bar, int]] = {}
+        self._above = _Above(logging.WARNING)
 
     def __enter__(self) -> Self:
+        # Who has handlers has said where all of it is to go.
+        if sys.stderr.isatty() and not _LOG.hasHandlers():
+            _LOG.addHandler(self._above)
         return self
 
     def __exit__(
@@ -245,11 +265,17 @@ class Bars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _LOG.removeHandler(self._above)
+        for line in self._below.values():
+            line.clear()  # it moves up where another one had nothing to say
         for bar in self._bars.values():
             bar.close()
             if kind is None and bar.n != bar.total and hasattr(bar, "container"):
                 _, gauge, _ = bar.container.children
                 gauge.bar_style = ""  # tqdm makes it red, but the work goes on by itself
+        for line in self._below.values():
+            line.leave = bool(line.desc)
+            line.close()
 
     def show(self, tally: Tally) -> None:
         """Move the bars to where the run stands."""
@@ -265,7 +291,22 @@ class Bars:
                 bar.n, bar.total, bar.postfix = new.rows, tally.total, new.words or None
                 if hasattr(bar, "container"):
                     _fit_widget(bar)
+                elif width := bar.format_dict["ncols"]:
+                    self._fit_line(new, bar, width)
                 bar.refresh()
+
+    def _fit_line(self, new: _Bar, bar: "tqdm[Any]", width: int) -> None:
+        """Put the words of a bar below all of them where they do not fit beside it."""
+        below = ""
+        least = {**bar.format_dict, "bar_format": _LEAST, "ncols": None}
+        if len(bar.format_meter(**least)) > width:
+            below, bar.postfix = textwrap.shorten(new.words, width, placeholder="..."), None
+        if below and new.name not in self._below:
+            self._below[new.name] = _tqdm()(
+                bar_format="{desc}", position=len(self._bars) + len(self._below), leave=False
+            )
+        if new.name in self._below:
+            self._below[new.name].set_description_str(below)
 
     def _open(self) -> None:
         tqdm = _tqdm()

@@ -28,6 +28,9 @@ from batchframe.sums import Sums
 
 __all__ = ["RunStatus", "status_at", "status_of", "time_left"]
 
+#: Characters of a model's name in print.
+_MODEL_CHARS = 40
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatus:
@@ -75,7 +78,7 @@ class RunStatus:
     is_done: bool
 
     def __repr__(self) -> str:
-        """A table for a terminal."""
+        """A table for a terminal; a long name of a model is cut there."""
         lines = self._lines()
         name, value = (max(len(line[place]) for line in lines) for place in (0, 1))
         rows = (f"{n:<{name}}  {v:>{value}}  {note}".rstrip() for n, v, note in lines)
@@ -90,7 +93,7 @@ class RunStatus:
     def _lines(self) -> list[tuple[str, str, str]]:
         part = f"{math.floor(100 * self.n_done / self.n_rows)} %" if self.n_rows else ""
         lines = [
-            ("model", printable(self.model or "of each row"), self.endpoint),
+            ("model", printable(self.model or "of each row", _MODEL_CHARS), self.endpoint),
             ("rows", f"{self.n_rows:,}", ""),
             *((f"  {word}", f"{n:,}", "") for word, n in self.rows.items()),
             ("batches", f"{sum(self.batches.values()):,}", ""),

@@ -310,7 +310,7 @@ def _turned_away(
     job.turned_away += 1
     delay = queue_delay(job.turned_away)
     note = f"the provider's queue is full; again in {delay:.0f} s"
-    _log.warning("shard %s: %s (%s)", job.number, note, messages[0])
+    _log.info("shard %s: %s (%s)", job.number, note, messages[0])
     return delay, note
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "app",
     "count",
     "expanded",
+    "in_options",
     "say",
     "show",
     "show_json",
@@ -54,7 +55,7 @@ class Exit(IntEnum):
 
 #: Keywords of the package's messages that are options here.
 _KEYWORDS = re.compile(
-    r"(?<!\()(?<!metadata )\b"
+    r"(?<!\()(?<!metadata )(?<!--price )(?<![\w./-])"  # and not in the name of a model
     r"(checkpoint|dedupe|endpoint|limits|max_cost_usd|max_error_ratio|model|nulls|output"
     r"|response_format|retry_failed|system|template|timeout|id_col|prompt_col)=(True\b|\.\.\.)?"
 )
@@ -62,7 +63,15 @@ _KEYWORDS = re.compile(
 _VALUES = (
     (re.compile(r"prices=\{(['\"])(.*?)\1: bf\.Rates\(.*?\)\}"), r"--price \2=IN,OUT"),
     (re.compile(r"\bdialect=(['\"])(.*?)\1"), r"--dialect \2"),
+    (re.compile(r"\bprices= "), "--price "),
     (re.compile(r"\bmax_cost_usd\b(?!=)"), "--max-cost"),
+    (re.compile(r"(?<!')\b(prompt|id)_col\b(?![='])"), r"--\1-col"),
+    (re.compile(r"\b(max_completion_tokens|max_output_tokens)=(?= |\))"), r"--param \1=..."),
+    (re.compile(r", or pass client=OpenAI\(api_key=\.\.\.\)"), ""),
+    (
+        re.compile(r"`with bf\.emulator\.\w+\(\) as server:` and client=\S+\(\)"),
+        "`batchframe serve`",
+    ),
     (re.compile(r"limits=bf\.Limits\(max_requests=\.\.\.\)"), "--batch-size"),
     (re.compile(r"Limits\(max_requests=([^).]*)\)"), r"--batch-size \1"),
     (re.compile(r"Limits\(max_live_batches=([^).]*)\)"), r"--max-live \1"),
@@ -70,7 +79,7 @@ _VALUES = (
 )
 
 
-def _in_options(message: str) -> str:
+def in_options(message: str) -> str:
     """A message of the package in the words of the command line."""
 
     def option(found: re.Match[str]) -> str:
@@ -155,7 +164,7 @@ class _Commands(TyperGroup):
             say(_with_notes(stopped, "Stopped.", f"Batches go on at the provider. {NOTHING_LOST}"))
             raise typer.Exit(Exit.INTERRUPTED) from None
         except BatchframeError as error:
-            say(_with_notes(error, _in_options(str(error))))
+            say(_with_notes(error, in_options(str(error))))
             match error:
                 case RunTimeoutError():
                     code = Exit.NOT_DONE
@@ -171,13 +180,13 @@ class _Commands(TyperGroup):
 
 
 def _with_notes(error: BaseException, message: str, default: str = "") -> str:
-    notes = [_in_options(note) for note in getattr(error, "__notes__", ())] or [default]
+    notes = [in_options(note) for note in getattr(error, "__notes__", ())] or [default]
     # An error's message may say by itself what its note says.
     return " ".join([message, *(note for note in notes if note and note not in message)])
 
 
 def _say_warning(message: Warning | str, *_where: Any, **_more: Any) -> None:
-    say(_in_options(str(message)))
+    say(in_options(str(message)))
 
 
 app = typer.Typer(

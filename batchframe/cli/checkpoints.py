@@ -113,8 +113,8 @@ def cancel(directory: o.Directory, *, dialect: o.Dialect = None, as_json: o.Json
     \b
       batchframe cancel .batchframe/4f0c...
 
-    What they did by then is paid and kept: `wait` collects it, within about ten minutes. The same
-    line of `complete` sends the rest again, with --retry-failed.
+    What they did by then is paid and kept: `wait` collects it, within about ten minutes. With
+    --retry-failed, the same line of `complete` sends the rest again.
 
     --json prints what `status --json` prints.
     """

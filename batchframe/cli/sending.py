@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batchframe.cli import options as o
-from batchframe.cli.app import Exit, app, count, expanded, say, show, show_json, to_stdout, words_of
+from batchframe.cli.app import (
+    Exit,
+    app,
+    count,
+    expanded,
+    in_options,
+    say,
+    show,
+    show_json,
+    to_stdout,
+    words_of,
+)
 from batchframe.errors import ParameterError, RunTimeoutError
 
 if TYPE_CHECKING:
@@ -159,7 +170,7 @@ def estimate(
     if as_json:
         show_json(asdict(found))
     else:
-        show(repr(found))
+        show(in_options(repr(found)))
 
 
 class _Job:

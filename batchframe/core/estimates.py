@@ -87,9 +87,9 @@ class Estimate:
     n_under_way: int
     #: Rows without a prompt.
     n_skipped: int
-    #: Rows to be sent whose request equals an earlier row's: `dedupe=True` sends it once.
+    #: Rows without an answer whose request equals an earlier row's: `dedupe=True` sends it once.
     n_duplicates: int
-    #: Dollars that `dedupe=True` would save, or None where the price is unknown.
+    #: Dollars that `dedupe=True` saves, or would save, or None where the price is unknown.
     duplicates_usd: Range | None
     #: Requests to be sent.
     n_requests: int
@@ -136,9 +136,15 @@ class Estimate:
             return "no price is known: prices= gives one"
         return f"{_dollars(self.standard_usd)} without batches"
 
+    def _dedupe(self) -> str:
+        # Where all rows are paid, sent or without a prompt, the call itself does not dedupe.
+        apart = self.n_paid + self.n_under_way + self.n_skipped + self.n_requests
+        does, saves = ("would leave", "save") if apart == self.n_rows else ("leaves", "saves")
+        saved = f" and {saves} {_dollars(self.duplicates_usd)}" if self.duplicates_usd else ""
+        return f"dedupe=True {does} them out{saved}"
+
     def _rows(self) -> list[tuple[str, str, str]]:
         bounded = self.output_tokens.high is not None
-        saved = "" if self.duplicates_usd is None else f" and save {_dollars(self.duplicates_usd)}"
         return [
             ("rows", f"{self.n_rows:,}", ""),
             ("  paid already", f"{self.n_paid:,}", ""),
@@ -147,7 +153,7 @@ class Estimate:
             (
                 "  duplicates",
                 f"{self.n_duplicates:,}",
-                f"dedupe=True would leave them out{saved}" if self.n_duplicates else "",
+                self._dedupe() if self.n_duplicates else "",
             ),
             (
                 "requests",

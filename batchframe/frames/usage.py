@@ -1,5 +1,6 @@
 """Tokens and dollars as people read them: a table in print, in a notebook, or as a frame."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,16 @@ if TYPE_CHECKING:
     import polars as pl
 
 __all__ = ["Usage"]
+
+_NAMES = ("Model", "Category", "Tokens", "Price")
+#: How a notebook sets each column: words left, and numbers right. Long names of models are broken,
+#: and what is a part of another category begins with spaces.
+_STYLES = (
+    "text-align:left;overflow-wrap:anywhere",
+    "text-align:left;white-space:pre",
+    "text-align:right",
+    "text-align:right",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +70,16 @@ class Usage:
     def _repr_html_(self) -> str:
         """A table for a notebook."""
         notes = "".join(f"<p>{escape(note)}</p>" for note in self._notes())
+        head = "".join(
+            f"<th style='{style}'>{name}</th>" for name, style in zip(_NAMES, _STYLES, strict=True)
+        )
+        body = "".join(
+            f"<tr>{''.join(map(_cell, cells, _STYLES))}</tr>" for cells, _ in self._lines()
+        )
         # Between two dollar signs notebooks see a formula, if they are not told.
         ignored = "tex2jax_ignore mathjax_ignore"
-        return f"<div class='{ignored}'>{self._pretty().get_html_string()}{notes}</div>"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<div class='{ignored}'>{table}{notes}</div>"
 
     def _totals(self) -> pa.Table:
         return self.table.filter(pc.equal(self.table["category"], TOTAL))
@@ -73,21 +91,26 @@ class Usage:
     def _pretty(self) -> Any:
         from prettytable import PrettyTable
 
-        pretty = PrettyTable(["Model", "Category", "Tokens", "Price"])
+        pretty = PrettyTable(_NAMES)
         pretty.align.update({"Model": "l", "Category": "l", "Tokens": "r", "Price": "r"})
-        for row in self.table.to_pylist():
-            category, is_total = row["category"], row["category"] == TOTAL
-            words = f"  {category}" if CATEGORIES.get(category) else category.capitalize()
-            price = _shown(row["cost_usd"], self.digits)
-            model = row["model"] if category == "prompt" else ""
-            pretty.add_row([model, words, f"{row['tokens']:,}", price], divider=is_total)
+        for cells, is_total in self._lines():
+            pretty.add_row(cells, divider=is_total)
         return pretty
+
+    def _lines(self) -> Iterator[tuple[list[str], bool]]:
+        """The cells of each row, and whether it is a total."""
+        for row in self.table.to_pylist():
+            category = row["category"]
+            words = f"  {category}" if CATEGORIES.get(category) else category.capitalize()
+            model = row["model"] if category == "prompt" else ""
+            price = _shown(row["cost_usd"], self.digits)
+            yield [model, words, f"{row['tokens']:,}", price], category == TOTAL
 
     def _notes(self) -> list[str]:
         n_requests = pc.sum(self._totals()["requests"]).as_py() or 0
         saved = self.saved_usd
         notes = [
-            f"{n_requests:,} requests, {_shown(self.cost_usd, self.digits)}"
+            f"{_requests(n_requests)}, {_shown(self.cost_usd, self.digits)}"
             + ("" if saved is None else f"; {_shown(saved, self.digits)} saved by batches")
         ]
         notes += [
@@ -95,6 +118,14 @@ class Usage:
             for one in self.differences
         ]
         return notes
+
+
+def _cell(text: str, style: str) -> str:
+    return f"<td style='{style}'>{escape(text)}</td>"
+
+
+def _requests(n: int) -> str:
+    return "1 request" if n == 1 else f"{n:,} requests"
 
 
 def _shown(dollars: float | None, digits: int) -> str:

@@ -107,6 +107,11 @@ def test_each_command_shows_an_example_and_stands_on_the_page(name, invoke):
     assert f"`batchframe {name}" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_is_broken_between_two_lines_of_the_help(name, invoke):
+    assert re.findall(r"--[\w-]*-$", invoke(name, "--help").output, re.MULTILINE) == []
+
+
 def test_the_json_of_a_command_is_documented(invoke):
     with_json = [name for name in COMMANDS if "--json " in invoke(name, "--help").output]
 

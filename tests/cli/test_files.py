@@ -302,6 +302,21 @@ def test_an_unknown_price_is_said_in_a_line_and_can_be_given(terminal, tmp_path)
             1,
             "Rates(output=-1.0) must be dollars",
         ),
+        (
+            ["complete", "in.csv", "out.csv", *ASKED, "--prompt-col", "promt"],
+            1,
+            "There is no column 'promt' for --prompt-col. Did you mean 'prompt'?",
+        ),
+        (
+            ["complete", "in.csv", "out.csv", "--model", "gpt-4o-mini"],
+            1,
+            "Exactly one of --prompt-col and --template says what to ask",
+        ),
+        (
+            ["complete", "in.csv", "out.csv", *ASKED, "--max-cost", "0.1"],
+            1,
+            "Set --param max_completion_tokens=... (of responses: --param max_output_tokens=...)",
+        ),
     ],
 )
 def test_a_line_that_makes_no_sense_is_told_in_its_own_words(invoke, tmp_path, line, code, words):
@@ -315,14 +330,32 @@ def test_ways_out_are_told_in_options(terminal, tmp_path):
     (tmp_path / "in.csv").write_text("id,prompt\n1,a\n2,b\n")
     bounded = ["--param", "max_completion_tokens=1000", "--max-cost", "0.0001"]
     dear = terminal.run("complete", "in.csv", "out.csv", *ASKED, *bounded)
-    other = ["--model", "theirs", "--checkpoint", "other"]
+    other = ["--model", "their-model", "--checkpoint", "other"]
     terminal.command = [sys.executable, "-m", "batchframe"]  # warnings are words for people
     unknown = terminal.run("complete", "in.csv", "out.csv", *ASKED, *other)
 
     assert (dear.returncode, unknown.returncode) == (1, 0), unknown.stderr
     assert b"raise --max-cost" in dear.stderr
     assert b"smaller batches, --batch-size, or a lower limit" in dear.stderr
-    assert b"per million tokens: --price theirs=IN,OUT." in unknown.stderr
+    assert b"per million tokens: --price their-model=IN,OUT." in unknown.stderr
+
+
+def test_an_estimate_names_options(invoke, tmp_path):
+    (tmp_path / "in.csv").write_text("id,prompt\n1,a\n2,a\n")
+    shown = invoke("estimate", "in.csv", *ASKED, "--model", "their-model").stdout
+    assert "no limit is set: --param max_completion_tokens=... sets one" in shown
+    assert "no price is known: --price gives one" in shown
+    assert "--dedupe would leave them out" in shown
+
+
+def test_without_a_key_the_ways_out_are_those_of_a_shell(terminal, tmp_path):
+    (tmp_path / "in.csv").write_text("id,prompt\n1,a\n")
+    del terminal.environment["OPENAI_API_KEY"]
+    done = terminal.run("complete", "in.csv", "out.csv", *ASKED)
+    assert done.stderr == (
+        b"batchframe: There is no API key; nothing was sent. Set the environment variable "
+        b"OPENAI_API_KEY. To try without a key: `batchframe demo`, or `batchframe serve`.\n"
+    )
 
 
 def test_a_service_that_takes_no_such_call_is_left_by_an_option(terminal, tmp_path):

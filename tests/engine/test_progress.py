@@ -1,14 +1,17 @@
 """A run tells where it stands: bars where people look, a line a minute where a log is kept."""
 
 import io
+import logging
+import os
 import re
 import sys
 import threading
+from dataclasses import replace
 
 import pytest
 
 from batchframe.core.shards import Limits
-from batchframe.emulator import JumpClock, LocalServer
+from batchframe.emulator import Fault, JumpClock, LocalServer
 from batchframe.progress import Lines, Tally, progress_for
 
 
@@ -31,6 +34,70 @@ def test_in_a_terminal_three_bars_move(clock, monkeypatch):
         "Processing 100%|##########| 2,000 of 2,000 rows, 00:00, $0.25",
     ):
         assert words in shown
+
+
+def lines_of(terminal):
+    """What stood in a line of the terminal, each time that it was drawn."""
+    return [line for line in re.split(r"[\r\n]|\x1b\[A", terminal.getvalue()) if line.strip()]
+
+
+@pytest.fixture
+def narrow():
+    """A terminal of 80 columns."""
+    termios = pytest.importorskip("termios")
+    ends = os.openpty()
+    termios.tcsetwinsize(ends[1], (24, 80))
+    terminal = Terminal()
+    terminal.fileno = lambda: ends[1]
+    yield terminal
+    for end in ends:
+        os.close(end)
+
+
+def test_in_a_narrow_terminal_words_stand_below_the_bars(clock, narrow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", narrow)
+    note = "The upload of an input file failed: APIConnectionError; again in 16 s"
+    waiting = Tally(total=100_000, prepared=100_000, sent=60_000, done=50_000, n_live=12, note=note)
+    with progress_for(clock) as bars:
+        bars.show(waiting)
+        bars.show(replace(waiting, note=f"{note}, and {note}"))
+        bars.show(replace(waiting, sent=100_000, done=100_000, note=""))
+    shown = lines_of(narrow)
+
+    # Nothing is cut in two, and what is left for a gauge shows something.
+    assert max(map(len, shown)) <= 80
+    assert "12 batches live, $0.00 so far, about 1 min left" in shown
+    assert note in shown
+    assert any(line.startswith(note[:60]) and line.endswith("...") for line in shown)
+    assert all(line.count("|") == 2 for line in shown if "%" in line)
+    assert min(len(line.split("|")[1]) for line in shown if "%" in line) >= 10
+    # What fits stands beside its bar, and below it is nothing then.
+    assert shown[-1].endswith("| 100,000 of 100,000 rows, 00:00, $0.00")
+
+
+def test_what_is_logged_stands_above_the_bars(clock, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    # As in a program that says nothing of logging; here pytest listens.
+    monkeypatch.setattr(logging.getLogger("batchframe"), "propagate", False)
+    log = logging.getLogger("batchframe.engine")
+    with progress_for(clock) as bars:
+        bars.show(Tally(total=10, prepared=10, sent=0, done=0))
+        log.warning("shard %s: its batch is gone", 7)
+        bars.show(Tally(total=10, prepared=10, sent=10, done=10))
+    assert "batchframe: shard 7: its batch is gone\n" in terminal.getvalue()
+    assert not logging.getLogger("batchframe").handlers
+
+
+def test_what_passes_by_itself_is_no_warning(run, clock, caplog):
+    """The bars have it beside them; a line for each look would fill the terminal."""
+    caplog.set_level(logging.INFO, logger="batchframe")
+    with LocalServer(clock=clock) as server:
+        server.inject(Fault("files.create", "error-before:503", times=2))
+        server.inject(Fault("batches.create", "queue-full", times=2))
+        run(server, {1: "question"})
+    assert "The upload of an input file was refused" in caplog.text
+    assert "the provider's queue is full" in caplog.text
+    assert {record.levelname for record in caplog.records} == {"INFO"}
 
 
 class LongPauses(JumpClock):

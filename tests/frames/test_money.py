@@ -365,6 +365,19 @@ def test_an_estimate_needs_no_key_and_no_network(frames, without_network, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_its_rows_add_up_also_when_equal_requests_are_sent_once(without_network):
+    frame = pl.DataFrame({"id": range(6), "prompt": ["a", "b", "a", "a", None, "c"]})
+    call = {"model": MINI, "max_completion_tokens": 10}
+    found = frame.openai_batch.estimate("prompt", "id", dedupe=True, **call)
+    apart = frame.openai_batch.estimate("prompt", "id", **call)
+
+    assert (found.n_rows, found.n_skipped, found.n_duplicates, found.n_requests) == (6, 1, 2, 3)
+    assert (apart.n_rows, apart.n_skipped, apart.n_duplicates, apart.n_requests) == (6, 1, 2, 5)
+    assert found.duplicates_usd == apart.duplicates_usd
+    assert "dedupe=True leaves them out and saves $0.00000" in repr(found)
+    assert "dedupe=True would leave them out and save $0.00000" in repr(apart)
+
+
 def test_it_reads_well(without_network):
     frame = pl.DataFrame({"id": range(4), "prompt": ["a <b>", "b", "b", None]})
     found = frame.openai_batch.estimate("prompt", "id", model=MINI, max_completion_tokens=10)
@@ -575,6 +588,23 @@ def test_it_prints_in_terminals_and_notebooks(on_server, checkpoint):
     html = bf.usage(checkpoint)._repr_html_()
     assert html.startswith("<div class='tex2jax_ignore mathjax_ignore'><table>")  # $ is no formula
     assert "<p>2 requests, $0.700000; $0.700000 saved by batches</p>" in html
+
+
+def test_a_usage_table_reads_in_a_notebook_as_it_does_in_print(on_server, checkpoint):
+    frame = pl.DataFrame({"id": [1], "prompt": ["a"]})
+    on_server(frame, answering(1_000_000, 0, cached=1000))
+    used = bf.usage(checkpoint, digits=3)
+    html = used._repr_html_()
+    # Words are left, numbers right, and what is a part is indented.
+    left, right = "text-align:left", "text-align:right"
+    for word in ("Prompt", "  cached", "Completion", "Total"):
+        assert f"<td style='{left};white-space:pre'>{word}</td>" in html
+    assert f"<td style='{right}'>1,000,000</td><td style='{right}'>$0.075</td>" in html
+    assert (
+        f"<th style='{left};white-space:pre'>Category</th><th style='{right}'>Tokens</th>" in html
+    )
+    for shown in (repr(used), html):
+        assert "1 request, $0.075; $0.075 saved by batches" in shown
 
 
 def test_a_price_that_is_not_known_is_not_zero(on_server, checkpoint):

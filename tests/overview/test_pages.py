@@ -204,6 +204,14 @@ def test_a_hostile_path_and_model_are_text_on_the_card_and_in_the_table(hostile,
     assert "\x1b" not in repr(status)
 
 
+def test_a_long_name_of_a_model_leaves_the_table_narrow(read, hostile):
+    name = "ft:gpt-4o-mini:an-organisation-with-a-name:and-a-suffix:abcdefgh"
+    lines = repr(replace(status_of(read(), now=0.0), model=name)).splitlines()
+    shown = lines[1].split()[1]
+    assert shown.startswith("ft:gpt-4o-mini:an-organisation-with-a-")
+    assert len(shown) <= 41
+
+
 def test_a_report_says_what_a_run_was_in_numbers(serve, run, read, clock):
     rows = {f"id-{n}": f"row {n}" for n in range(7)} | {"bad": "400 Too long.", "worse": "403 No."}
     with serve() as server:
@@ -479,6 +487,10 @@ def test_a_run_without_batches_has_no_timeline_and_no_table_of_them():
     page = checked(report(overview([])))
     assert "Batches over time" not in page.text
     assert "batches" not in page.ids
+
+
+def test_one_row_is_one_row():
+    assert "<small>1 row</small>" in report(overview([], n_done=1))
 
 
 def test_a_dropped_shard_is_in_the_table_and_not_in_the_timeline():
