@@ -48,8 +48,8 @@ def check_bounded(
     if taken.output_high is None:
         raise ParameterError(
             f"max_cost_usd={limit} needs a limit of each answer, or nothing bounds what an answer "
-            "costs. Nothing was sent. Set max_completion_tokens= (of responses: "
-            "max_output_tokens=)."
+            "costs. Nothing was sent. Set max_completion_tokens=, from 1 upwards (of responses: "
+            "max_output_tokens=; of completions: max_tokens=)."
         )
     at = datetime.fromtimestamp(now, UTC)
     cost, _ = price_takes(taken, new, spec, at=at, prices=prices, price_list=price_list)

@@ -158,6 +158,7 @@ class _Body(msgspec.Struct):
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
     max_tokens: Any = None
+    best_of: Any = None
 
 
 class _Line(msgspec.Struct):

@@ -19,7 +19,7 @@ from batchframe.core.prices import cost_usd, standard_usd, usage_table
 from batchframe.core.prompt_tokens import prompt_tokens
 from batchframe.core.rates import Prices
 from batchframe.core.requests import Rows
-from batchframe.core.spec import COMPLETIONS, EMBEDDINGS, MODERATIONS, Spec
+from batchframe.core.spec import EMBEDDINGS, MODERATIONS, Spec
 from batchframe.core.texts import dollars
 
 __all__ = [
@@ -34,8 +34,6 @@ __all__ = [
 
 #: How far the mean of further answers may be from that of the answers so far.
 _DOUBT_OF_ANSWERS = 0.25
-#: Tokens of an answer of /v1/completions that sets no limit (OpenAI API reference, 2026-08).
-_LEGACY_LIMIT = 16
 #: What limits the tokens of an answer, by the names of all endpoints.
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
@@ -242,12 +240,20 @@ def _answers(
 def answer_limit(fields: Mapping[str, Any], endpoint: str) -> int | None:
     """The most tokens that an answer may have, reasoning included, by the fields of its body.
 
-    0 where answers have no tokens, None where nothing limits them.
+    0 where answers have no tokens, None where nothing limits them: -1 and 0, which model servers
+    take for the end of the context, do not. Nor does a default: without a field /v1/completions
+    stops at 16 tokens at OpenAI (API reference, 2026-08), and elsewhere much later.
+
+    /v1/completions generates `best_of` answers, gives back the best of them (API reference, "can
+    quickly consume your token quota", 2026-08), and each is billed.
     """
     if endpoint in {EMBEDDINGS, MODERATIONS}:
         return 0
-    default = _LEGACY_LIMIT if endpoint == COMPLETIONS else None
-    return next((fields[name] for name in _LIMITS if isinstance(fields.get(name), int)), default)
+    limits = [fields[name] for name in _LIMITS if fields.get(name) is not None]
+    n_answers = 1 if fields.get("best_of") is None else fields["best_of"]
+    if not limits or not all(isinstance(n, int) and n > 0 for n in (*limits, n_answers)):
+        return None
+    return int(max(limits) * n_answers)
 
 
 def price_takes(
