@@ -25,7 +25,6 @@ from batchframe.core.estimates import (
     takes,
 )
 from batchframe.core.prices import cost_usd, repriced, usage_table
-from batchframe.core.prompt_tokens import FEWEST_BYTES
 from batchframe.core.rates import Prices
 from batchframe.core.requests import (
     BYTES_PER_TOKEN,
@@ -194,10 +193,8 @@ def most_usd(
         sizes = [size for size, _ in bodies]
         limits = [answer_limit(msgspec.structs.asdict(body), endpoint) for _, body in bodies]
         models = [body.model for _, body in bodies]
-    inputs = [
-        None if limit is None else math.ceil(size / FEWEST_BYTES)
-        for size, limit in zip(sizes, limits, strict=True)
-    ]
+    # No token is shorter than a byte.
+    inputs = [None if limit is None else size for size, limit in zip(sizes, limits, strict=True)]
     table = usage_table(inputs, limits, models)
     at = datetime.fromtimestamp(now, UTC)
     cost = cost_usd(table, model=model, at=at, prices=prices, price_list=price_list)

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 import batchframe as bf
+from batchframe.core.tokens import counter
 from batchframe.emulator import LocalServer
 
 MINI, INSTRUCT = "gpt-4o-mini", "gpt-3.5-turbo-instruct"
@@ -101,3 +102,60 @@ def test_what_a_service_takes_for_no_limit_bounds_no_answer(spent):
     # 16 tokens at OpenAI; 512 at DeepInfra; as long as the context at others.
     frame = pl.DataFrame({"id": [1], "prompt": ["x"]})
     assert spent(frame, 1, 512, max_cost_usd=0.0003, endpoint=LEGACY, dialect="deepinfra") == 0
+
+
+# --- Prompts --------------------------------------------------------------------------------------
+
+#: By o200k_base each byte of it is a token.
+DIGITS = "1 2 3 4 5 6 7 8 9 0 " * 500
+
+
+def test_a_prompt_may_have_as_many_tokens_as_bytes(spent):
+    frame = pl.DataFrame({"id": [1], "prompt": [DIGITS]})
+    assert counter("o200k_base")(DIGITS) == len(DIGITS) == 10_000
+    assert spent(frame, 10_007, 1, max_cost_usd=0.009, max_completion_tokens=1) == 0
+
+
+def test_an_estimate_that_is_bounded_by_bytes_is(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    frame = pl.DataFrame({"id": [1], "prompt": [DIGITS]})
+    found = frame.openai_batch.estimate("prompt", "id", model="m", prices={"m": ONE})
+    assert found.counted == "bounded by bytes"
+    assert found.input_tokens.high >= 10_007
+
+
+#: A word of one token, a hundred times.
+LONG = "word " * 100
+
+
+@pytest.mark.parametrize("model", [MINI, "m"], ids=["vocabulary", "bytes"])
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        ("/v1/responses", {"instructions": LONG}),
+        ("/v1/responses", {"instructions": bf.col("more")}),
+        (LEGACY, {"suffix": LONG}),
+        ("/v1/chat/completions", {"tools": bf.col("tools")}),
+    ],
+    ids=["instructions", "instructions of rows", "suffix", "tools of rows"],
+)
+def test_an_estimate_counts_all_that_the_model_reads(model, endpoint, fields):
+    function = {"name": "f", "description": LONG, "parameters": {"type": "object"}}
+    tools = [[{"type": "function", "function": function}]]
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"], "more": [LONG], "tools": tools})
+    found = frame.openai_batch.estimate("prompt", "id", model=model, endpoint=endpoint, **fields)
+    assert found.input_tokens.high >= 101
+    assert found.input_tokens.low <= 102
+
+
+@pytest.mark.parametrize("model", [MINI, "m"], ids=["vocabulary", "bytes"])
+def test_an_estimate_counts_the_calls_in_messages(model):
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": LONG}}
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "y"},
+    ]
+    frame = pl.DataFrame({"id": [1], "prompt": [messages]})
+    found = frame.openai_batch.estimate("prompt", "id", model=model)
+    assert found.input_tokens.high >= 102
