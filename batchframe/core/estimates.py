@@ -15,6 +15,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchframe.core.bounds import answer_limit
 from batchframe.core.prices import cost_usd, standard_usd, usage_table
 from batchframe.core.prompt_tokens import prompt_tokens
 from batchframe.core.rates import Prices
@@ -27,15 +28,12 @@ __all__ = [
     "Known",
     "Range",
     "Takes",
-    "answer_limit",
     "price_takes",
     "takes",
 ]
 
 #: How far the mean of further answers may be from that of the answers so far.
 _DOUBT_OF_ANSWERS = 0.25
-#: What limits the tokens of an answer, by the names of all endpoints.
-_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,25 +233,6 @@ def _answers(
     if not all(map(math.isfinite, bounds)):
         return low, None
     return low, pa.array([math.ceil(one) for one in bounds], pa.int64())
-
-
-def answer_limit(fields: Mapping[str, Any], endpoint: str) -> int | None:
-    """The most tokens that an answer may have, reasoning included, by the fields of its body.
-
-    0 where answers have no tokens, None where nothing limits them: -1 and 0, which model servers
-    take for the end of the context, do not. Nor does a default: without a field /v1/completions
-    stops at 16 tokens at OpenAI (API reference, 2026-08), and elsewhere much later.
-
-    /v1/completions generates `best_of` answers, gives back the best of them (API reference, "can
-    quickly consume your token quota", 2026-08), and each is billed.
-    """
-    if endpoint in {EMBEDDINGS, MODERATIONS}:
-        return 0
-    limits = [fields[name] for name in _LIMITS if fields.get(name) is not None]
-    n_answers = 1 if fields.get("best_of") is None else fields["best_of"]
-    if not limits or not all(isinstance(n, int) and n > 0 for n in (*limits, n_answers)):
-        return None
-    return int(max(limits) * n_answers)
 
 
 def price_takes(

@@ -13,6 +13,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchframe.core.bounds import MEDIA
 from batchframe.core.requests import Rows, row_keys
 from batchframe.core.spec import COMPLETIONS, EMBEDDINGS, MODERATIONS, Spec
 from batchframe.core.tokens import counter, vocabulary_of
@@ -31,14 +32,6 @@ _DOUBT = 0.1
 _PER_MESSAGE, _PER_PROMPT = 4, 3
 #: Fields of a body that the model reads beside the prompt.
 _READ_BESIDE = ("tools", "response_format", "text", "functions", "instructions", "suffix")
-#: What a message holds beside text, by its type in chats and in responses.
-_UNCOUNTED = {
-    "image_url": "images",
-    "input_image": "images",
-    "input_audio": "audio",
-    "file": "files",
-    "input_file": "files",
-}
 #: Steps of the golden ratio visit rows evenly, and in no rhythm that a frame could have.
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -176,8 +169,8 @@ def _read(prompt: bytes) -> _Sampled:
         for part in content if isinstance(content, list) else [{"text": content}]:
             if isinstance(part, Mapping) and isinstance(part.get("text"), str):
                 texts.append(part["text"])
-            elif isinstance(part, Mapping) and part.get("type") in _UNCOUNTED:
-                uncounted.add(_UNCOUNTED[part["type"]])
+            elif isinstance(part, Mapping) and part.get("type") in MEDIA:
+                uncounted.add(MEDIA[part["type"]])
         # Names, and the calls that the model made.
         more = {name: value for name, value in message.items() if name not in {"role", "content"}}
         texts += [msgspec.json.encode(more).decode()] if more else []

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -13,6 +14,7 @@ MINI, INSTRUCT = "gpt-4o-mini", "gpt-3.5-turbo-instruct"
 #: Own rates of a dollar a million, so that a token is a millionth of a dollar.
 ONE = bf.Rates(input=1, output=1)
 LEGACY = "/v1/completions"
+RESPONSES = ("/v1/responses", "max_output_tokens")
 _numbers = itertools.count()
 
 
@@ -159,3 +161,80 @@ def test_an_estimate_counts_the_calls_in_messages(model):
     frame = pl.DataFrame({"id": [1], "prompt": [messages]})
     found = frame.openai_batch.estimate("prompt", "id", model=model)
     assert found.input_tokens.high >= 102
+
+
+# --- What is not in the bytes of a request --------------------------------------------------------
+
+
+def test_images_count_at_the_most_that_one_takes(spent):
+    # A picture of 60 bytes of address took 48,000 tokens: gpt-4o-mini counts 2,833, and 5,667 for
+    # each of up to 8 tiles.
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"], "url": ["https://x.test/a.png"]})
+    for endpoint, limit in (("/v1/chat/completions", "max_completion_tokens"), RESPONSES):
+        call = {"images": "url", "endpoint": endpoint, limit: 1}
+        assert spent(frame, 48_000, 1, max_cost_usd=0.047, **call) == 0
+        assert spent(frame, 48_000, 1, max_cost_usd=0.049, **call) == pytest.approx(0.048001)
+
+
+SEARCH = [{"type": "web_search"}]
+CALLED = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "what"),
+    [
+        ("/v1/responses", {"tools": SEARCH}, "tools: web_search"),
+        ("/v1/responses", {"tools": bf.col("tools")}, "tools: web_search"),
+        ("/v1/responses", {"previous_response_id": "resp_1"}, "previous_response_id"),
+        ("/v1/responses", {"conversation": "conv_1"}, "conversation"),
+        ("/v1/responses", {"prompt": {"id": "pmpt_1"}}, "prompt"),
+        ("/v1/chat/completions", {"web_search_options": {}}, "web_search_options"),
+    ],
+)
+def test_what_the_service_adds_has_no_bound(complete, calls, endpoint, fields, what):
+    frame = pl.DataFrame({"id": [7], "prompt": ["x"], "tools": [SEARCH]})
+    limit = "max_output_tokens" if endpoint == "/v1/responses" else "max_completion_tokens"
+    with pytest.raises(bf.ParameterError, match=rf"max_cost_usd=1 cannot be kept.*{what}"):
+        complete(frame, endpoint=endpoint, max_cost_usd=1, **{limit: 1}, **fields)
+    assert calls() == {}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "part"),
+    [
+        ("/v1/chat/completions", {"type": "file", "file": {"file_id": "file-1"}}),
+        ("/v1/chat/completions", {"type": "input_audio", "input_audio": {"data": "AAAA"}}),
+        ("/v1/responses", {"type": "input_file", "file_url": "https://x.test/a.pdf"}),
+    ],
+)
+def test_files_and_audio_have_no_bound(complete, calls, endpoint, part):
+    contents = ["x", [part]]
+    prompts = [[{"role": "user", "content": content}] for content in contents]
+    frame = pd.DataFrame({"id": [7, 8], "prompt": prompts})
+    limit = "max_output_tokens" if endpoint == "/v1/responses" else "max_completion_tokens"
+    with pytest.raises(bf.ParameterError, match=r"max_cost_usd=1 cannot be kept.*row 1, id 8"):
+        complete(frame, endpoint=endpoint, max_cost_usd=1, **{limit: 1})
+    assert calls() == {}
+
+
+def test_functions_that_the_caller_runs_are_bounded(complete):
+    frame = pl.DataFrame({"id": [7], "prompt": ['"type":"input_file"']})
+    call = {"max_cost_usd": 1, "max_output_tokens": 1, "tools": CALLED}
+    out = complete(frame, endpoint="/v1/responses", **call)
+    assert out["completion_status"].to_list() != ["failed"]
+
+
+def test_who_takes_up_what_has_no_bound_sends_nothing_more(complete, checkpoint):
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"]})
+
+    def fails(_):
+        return 500, {"error": {"message": "later", "code": "server_error"}}
+
+    with LocalServer(fails, stage_seconds=0) as server:
+        call = {"endpoint": "/v1/responses", "tools": SEARCH, "max_output_tokens": 1}
+        complete(frame, client=server.client(), max_retries=0, **call)
+        before = server.calls()["batches.create"]
+        run = bf.open_run(checkpoint, client=server.client(), max_cost_usd=1, progress=False)
+        with pytest.raises(bf.BudgetExceededError, match="the next batch of 1 could cost any sum"):
+            run.wait()
+        assert server.calls()["batches.create"] == before
