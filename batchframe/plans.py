@@ -56,7 +56,7 @@ __all__ = [
 #: The columns of results that a plan is made from.
 FOR_PLANS = ("row_key", "status", "error_code", "http_status")
 #: The columns of results that tell what they used and cost: never the answers.
-FOR_USAGE = ("status", "error_code", *COUNTS, "cost_usd", "price_source", "model")
+FOR_USAGE = ("status", "error_code", *COUNTS, "tool_calls", "cost_usd", "price_source", "model")
 #: Rows that a message names before it says "and more".
 _SHOWN = 5
 #: What tells requests that are there from new ones.

@@ -148,6 +148,7 @@ def test_an_answer_becomes_a_row_with_every_column():
             "cache_write_tokens": 32,
             "output_tokens": 20,
             "reasoning_tokens": 8,
+            "tool_calls": None,
             "cost_usd": None,
             "price_source": None,
             "http_status": 200,

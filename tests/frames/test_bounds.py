@@ -238,3 +238,38 @@ def test_who_takes_up_what_has_no_bound_sends_nothing_more(complete, checkpoint)
         with pytest.raises(bf.BudgetExceededError, match="the next batch of 1 could cost any sum"):
             run.wait()
         assert server.calls()["batches.create"] == before
+
+
+# --- What usage does not tell ---------------------------------------------------------------------
+
+
+def searching(n_calls):
+    """A model that had the service search the web so often, which costs a cent each time."""
+
+    def answer(body):
+        part = {"type": "output_text", "text": "yes"}
+        calls = [{"type": "web_search_call", "status": "completed"}] * n_calls
+        output = [*calls, {"type": "message", "role": "assistant", "content": [part]}]
+        usage = {"input_tokens": 10, "output_tokens": 1}
+        return 200, {"model": body["model"], "output": output, "usage": usage}
+
+    return answer
+
+
+@pytest.mark.parametrize("prices", [None, {MINI: ONE}], ids=["published", "own"])
+def test_an_answer_for_which_the_service_ran_a_tool_has_no_known_cost(complete, checkpoint, prices):
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"]})
+    call = {"endpoint": "/v1/responses", "tools": SEARCH, "prices": prices}
+    with LocalServer(searching(2), stage_seconds=0) as server:
+        out = complete(frame, client=server.client(), **call)
+    assert out["completion_cost_usd"].to_list() == [None]
+    assert bf.usage(checkpoint, prices=prices).cost_usd is None
+    assert bf.usage(checkpoint).saved_usd is None
+
+
+def test_an_answer_for_which_it_ran_none_costs_its_tokens(complete):
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"]})
+    with LocalServer(searching(0), stage_seconds=0) as server:
+        call = {"endpoint": "/v1/responses", "tools": SEARCH, "prices": {MINI: ONE}}
+        out = complete(frame, client=server.client(), **call)
+    assert out["completion_cost_usd"].to_list() == pytest.approx([11e-6])
