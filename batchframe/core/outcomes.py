@@ -28,7 +28,7 @@ from batchframe.core.statuses import MAYBE_BILLED, Status
 
 __all__ = ["Outcome", "read_line", "read_lines"]
 
-_UNREADABLE, _EMPTY = MAYBE_BILLED
+_UNREADABLE, _EMPTY, _ = MAYBE_BILLED
 
 
 class Outcome(msgspec.Struct, gc=False):

@@ -58,9 +58,10 @@ def cost_usd(
     """What each result costs, in US dollars.
 
     A row that did not run costs 0.0: expired, cancelled, or failed with an error of the provider.
-    A missing one may have been billed, and so may one that failed as `unreadable_line` or
-    `empty_content`: without usage their cost is null. So is the cost of every row that a model of
-    unknown price answered, or for which the service ran a tool: it bills such calls besides.
+    A missing one may have been billed, and so may one that failed as `unreadable_line`,
+    `empty_content` or `content_filter`: without usage their cost is null. So is the cost of every
+    row that a model of unknown price answered, or for which the service ran a tool: it bills such
+    calls besides.
 
     Args:
         table: Rows of RESULT_SCHEMA.

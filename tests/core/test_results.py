@@ -631,7 +631,7 @@ def test_any_text_comes_back_as_it_was(text):
 def test_the_codes_that_may_be_billed_are_given():
     torn = one(encode(line(body=chat()))[:-20])["error_code"]
     empty = one(line(body=chat(None)))["error_code"]
-    assert (torn, empty) == MAYBE_BILLED
+    assert (torn, empty) == MAYBE_BILLED[:2]
 
 
 @pytest.mark.benchmark

@@ -273,3 +273,32 @@ def test_an_answer_for_which_it_ran_none_costs_its_tokens(complete):
         call = {"endpoint": "/v1/responses", "tools": SEARCH, "prices": {MINI: ONE}}
         out = complete(frame, client=server.client(), **call)
     assert out["completion_cost_usd"].to_list() == pytest.approx([11e-6])
+
+
+def test_a_refusal_of_a_filter_may_have_been_billed(complete, checkpoint):
+    # Azure: "a 400 error due to a content filter" is charged where the prompt was processed.
+    def refuses(_):
+        return 400, {"error": {"message": "The response was filtered", "code": "content_filter"}}
+
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"]})
+    with LocalServer(refuses, stage_seconds=0) as server:
+        out = complete(frame, client=server.client(), prices={MINI: ONE})
+    assert out["completion_status"].to_list() == ["failed"]
+    assert out["completion_cost_usd"].to_list() == [None]
+    assert bf.usage(checkpoint, prices={MINI: ONE}).cost_usd is None
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt-audio", "gpt-4o-audio-preview", "gpt-4o-search-preview", "gpt-5-search-api"]
+)
+def test_a_model_that_is_not_billed_by_tokens_of_text_alone_has_no_known_price(complete, model):
+    # Spoken tokens cost more than ten times as much, and each search a cent besides.
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"]})
+    found = frame.openai_batch.estimate("prompt", "id", model=model, max_completion_tokens=1)
+    assert found.cost_usd is None
+    with (
+        LocalServer(taking(1000, 1000), stage_seconds=0) as server,
+        pytest.warns(UserWarning, match="No price is known"),
+    ):
+        out = complete(frame, client=server.client(), model=model)
+    assert out["completion_cost_usd"].to_list() == [None]
