@@ -2,6 +2,7 @@
 
 import itertools
 
+import openai
 import pandas as pd
 import polars as pl
 import pytest
@@ -302,3 +303,15 @@ def test_a_model_that_is_not_billed_by_tokens_of_text_alone_has_no_known_price(c
     ):
         out = complete(frame, client=server.client(), model=model)
     assert out["completion_cost_usd"].to_list() == [None]
+
+
+def test_a_region_of_openai_has_not_the_prices_of_the_others():
+    # "Regional processing (data residency) endpoints are charged a 10% uplift for models released
+    # on or after March 5, 2026": 7.50 dollars a million for gpt-5.4 are 8.25 there.
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"]})
+    client = openai.OpenAI(api_key="k", base_url="https://eu.api.openai.com/v1")
+    call = {"model": "gpt-5.4", "max_completion_tokens": 1_000_000, "client": client}
+    assert frame.openai_batch.estimate("prompt", "id", **call).cost_usd is None
+    # Who knows that the model has none says so.
+    found = frame.openai_batch.estimate("prompt", "id", dialect="openai", **call)
+    assert found.cost_usd.high == pytest.approx(7.5, rel=1e-4)
