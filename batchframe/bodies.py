@@ -43,6 +43,11 @@ _REFUSED = {
     "stream": "the Batch API cannot stream",
     "stream_options": "the Batch API cannot stream",
 }
+#: Body fields that no row has a value of its own of, and why.
+_SHARED = {
+    "n": "each row has one completion",
+    "best_of": "what a row may cost is known by what all rows share",
+}
 #: Body fields that we read again, as the form and the limit of an answer: by no other endpoint's
 #: name may they come in.
 _READ_AGAIN = frozenset(
@@ -82,8 +87,9 @@ def body_params(
             raise ParameterError(
                 f"{function}() and {endpoint} know no keyword {name!r}.{meant} Nothing was sent."
             )
-    if isinstance(params.get("n"), Column):
-        raise ParameterError("n= cannot stand in a column: each row has one completion.")
+    for name, why in _SHARED.items():
+        if isinstance(params.get(name), Column):
+            raise ParameterError(f"{name}= cannot stand in a column: {why}.")
     return {
         name: json_value(value, name)
         for name, value in params.items()

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.clock import Clock
+from batchframe.core.bounds import beyond, media_beyond
 from batchframe.core.estimates import Known, price_takes, takes
 from batchframe.core.rates import Prices
 from batchframe.core.requests import RowKeys, Rows
@@ -42,14 +44,20 @@ def check_bounded(
     """Raise ParameterError if there is a limit, and nothing bounds what the rows cost."""
     if limit is None:
         return
+    what = _unbounded(rows, spec)
+    if what is not None:
+        raise ParameterError(
+            f"max_cost_usd={limit} cannot be kept: nothing bounds what {what} may cost. Nothing "
+            "was sent. Leave max_cost_usd out, or what has no bound."
+        )
     asked = pc.indices_nonzero(pc.is_valid(rows.prompts))
     new = rows.take(asked)
     taken = takes(new, row_keys.n_tokens.take(asked), spec, Known())
     if taken.output_high is None:
         raise ParameterError(
             f"max_cost_usd={limit} needs a limit of each answer, or nothing bounds what an answer "
-            "costs. Nothing was sent. Set max_completion_tokens= (of responses: "
-            "max_output_tokens=)."
+            "costs. Nothing was sent. Set max_completion_tokens=, from 1 upwards (of responses: "
+            "max_output_tokens=; of completions: max_tokens=)."
         )
     at = datetime.fromtimestamp(now, UTC)
     cost, _ = price_takes(taken, new, spec, at=at, prices=prices, price_list=price_list)
@@ -59,6 +67,26 @@ def check_bounded(
             "sent. Give what you pay, in dollars per million tokens: "
             "prices={'model': bf.Rates(input=..., output=...)}."
         )
+
+
+def _unbounded(rows: Rows, spec: Spec) -> str | None:
+    """What nothing bounds the cost of: a field of all rows, or what the first row has."""
+    shared = beyond(spec.params, spec.endpoint)
+    if shared is not None:
+        return shared
+    kind = rows.prompts.type
+    has_lists = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if rows.fields is None and not has_lists:
+        return None
+    for row in pc.indices_nonzero(pc.is_valid(rows.prompts)).to_pylist():
+        own = None if rows.fields is None else rows.fields[row].as_py()
+        what = None if own is None else beyond(msgspec.json.decode(own), spec.endpoint)
+        prompt = rows.prompts[row].as_py()
+        if what is None and isinstance(prompt, bytes):
+            what = media_beyond(prompt)
+        if what is not None:
+            return f"{what} of row {row}, id {rows.ids[row].as_py()!r},"
+    return None
 
 
 @dataclass(slots=True)
@@ -161,9 +189,11 @@ class Budget:
         if math.isinf(self._total()):
             return self._unbounded(f"{rows} not sent, and cost nothing.")
         n_next = self.checkpoint.shards[number].frozen.n_requests
+        most = self._most_of(number)
+        could = "any sum" if math.isinf(most) else f"up to {dollars(most)}"
         return BudgetExceededError(
             f"max_cost_usd={self.limit} has no room for more: {self._paid()}, and the next batch "
-            f"of {n_next:,} could cost up to {dollars(self._most_of(number))}. {rows} not sent, "
+            f"of {n_next:,} could cost {could}. {rows} not sent, "
             "and cost nothing. What was answered is in the checkpoint. To go on, raise "
             "max_cost_usd and run the same call again; smaller batches, "
             "limits=bf.Limits(max_requests=...), or a lower limit of tokens come closer to it."

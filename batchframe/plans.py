@@ -15,17 +15,16 @@ import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import Collected, Creating, Dropped, Ended, Live
+from batchframe.core.bounds import answer_limit, beyond, image_tokens, media_beyond
 from batchframe.core.dialects import Dialect, price_list_of
 from batchframe.core.estimates import (
     Estimate,
     Known,
     Range,
-    answer_limit,
     price_takes,
     takes,
 )
 from batchframe.core.prices import cost_usd, repriced, usage_table
-from batchframe.core.prompt_tokens import FEWEST_BYTES
 from batchframe.core.rates import Prices
 from batchframe.core.requests import (
     BYTES_PER_TOKEN,
@@ -57,7 +56,7 @@ __all__ = [
 #: The columns of results that a plan is made from.
 FOR_PLANS = ("row_key", "status", "error_code", "http_status")
 #: The columns of results that tell what they used and cost: never the answers.
-FOR_USAGE = ("status", "error_code", *COUNTS, "cost_usd", "price_source", "model")
+FOR_USAGE = ("status", "error_code", *COUNTS, "tool_calls", "cost_usd", "price_source", "model")
 #: Rows that a message names before it says "and more".
 _SHOWN = 5
 #: What tells requests that are there from new ones.
@@ -158,6 +157,27 @@ class _Body(msgspec.Struct):
     max_completion_tokens: Any = None
     max_output_tokens: Any = None
     max_tokens: Any = None
+    best_of: Any = None
+    tools: Any = None
+    web_search_options: Any = None
+    audio: Any = None
+    previous_response_id: Any = None
+    conversation: Any = None
+    prompt: Any = None
+    messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+
+    def limit(self, endpoint: str) -> int | None:
+        """The most tokens of the answer; None where nothing bounds what the request costs."""
+        fields = {name: getattr(self, name) for name in self.__struct_fields__}
+        if beyond(fields, endpoint) or media_beyond(self.asked):
+            return None
+        return answer_limit(fields, endpoint)
+
+    @property
+    def asked(self) -> bytes:
+        """The JSON of the messages."""
+        return bytes(self.messages) or bytes(self.input)
 
 
 class _Line(msgspec.Struct):
@@ -177,26 +197,25 @@ def most_usd(
 ) -> pa.DoubleArray:
     """The most that each request of a shard can cost, in US dollars; infinity where nobody knows.
 
-    Tokens of prompts are bounded by their bytes, those of answers by the limit of each request. Of
-    a shard whose lines are gone, as it was sent, those that all rows share are known.
+    Tokens of prompts are bounded by their bytes and images, those of answers by the limit of each
+    request. Of a shard whose lines are gone, as it was sent, those that all rows share are known.
     """
-    endpoint, model = checkpoint.spec.endpoint, checkpoint.model_of(number)
+    spec, model = checkpoint.spec, checkpoint.model_of(number)
     try:
         with checkpoint.input_file(number) as file:
             bodies = [(len(line), _LINE.decode(line).body) for line in file]
     except CheckpointCorruptError:
         guessed = checkpoint.requests(number, ("n_tokens",))["n_tokens"].to_pylist()
-        limit = answer_limit(checkpoint.spec.params, endpoint)
+        is_bounded = beyond(spec.params, spec.endpoint) is None
+        limit = answer_limit(spec.params, spec.endpoint) if is_bounded else None
         sizes = [n_tokens * BYTES_PER_TOKEN for n_tokens in guessed]
         limits, models = [limit] * len(sizes), [model] * len(sizes)
     else:
-        sizes = [size for size, _ in bodies]
-        limits = [answer_limit(msgspec.structs.asdict(body), endpoint) for _, body in bodies]
+        # No token is shorter than a byte.
+        sizes = [size + image_tokens(body.asked) for size, body in bodies]
+        limits = [body.limit(spec.endpoint) for _, body in bodies]
         models = [body.model for _, body in bodies]
-    inputs = [
-        None if limit is None else math.ceil(size / FEWEST_BYTES)
-        for size, limit in zip(sizes, limits, strict=True)
-    ]
+    inputs = [None if limit is None else size for size, limit in zip(sizes, limits, strict=True)]
     table = usage_table(inputs, limits, models)
     at = datetime.fromtimestamp(now, UTC)
     cost = cost_usd(table, model=model, at=at, prices=prices, price_list=price_list)

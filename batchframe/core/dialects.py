@@ -166,7 +166,7 @@ def _listed(words: tuple[str, ...]) -> str:
 OPENAI = Dialect(
     name="openai",
     title="OpenAI",
-    hosts=("api.openai.com", "*.api.openai.com"),
+    hosts=("api.openai.com",),
     windows=("24h",),
     # "up to 50,000 requests"; the guide says 200 MB, the service's own refusal "larger than the
     # 209715200 maximum" (OpenAI, Batch guide, API spec and error text, 2026-08).
@@ -176,6 +176,11 @@ OPENAI = Dialect(
     price_list="openai",
     verified="spec (openai-openapi 2.3, 2026-08), docs, emulator",
 )
+
+#: The same in a region. "Regional processing (data residency) endpoints are charged a 10% uplift
+#: for models released on or after March 5, 2026" (https://developers.openai.com/api/docs/pricing,
+#: 2026-08), and no list says which those are: so no price is known there.
+_OPENAI_REGION = replace(OPENAI, hosts=("*.api.openai.com",), price_list=None)
 
 #: Azure OpenAI through `AzureOpenAI(api_version=...)`; the model is the name of a deployment. What
 #: a token costs depends on the deployment (global, data zone), which no answer names. Jobs that
@@ -203,7 +208,8 @@ AZURE = Dialect(
 AZURE_V1 = replace(AZURE, name="azure-v1", path="/openai/v1", urls={})
 
 _SERVICES = (
-    OPENAI,
+    _OPENAI_REGION,
+    OPENAI,  # the one of that name
     AZURE_V1,
     AZURE,
     Dialect(

@@ -15,11 +15,12 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchframe.core.bounds import answer_limit
 from batchframe.core.prices import cost_usd, standard_usd, usage_table
 from batchframe.core.prompt_tokens import prompt_tokens
 from batchframe.core.rates import Prices
 from batchframe.core.requests import Rows
-from batchframe.core.spec import COMPLETIONS, EMBEDDINGS, MODERATIONS, Spec
+from batchframe.core.spec import EMBEDDINGS, MODERATIONS, Spec
 from batchframe.core.texts import dollars
 
 __all__ = [
@@ -27,17 +28,12 @@ __all__ = [
     "Known",
     "Range",
     "Takes",
-    "answer_limit",
     "price_takes",
     "takes",
 ]
 
 #: How far the mean of further answers may be from that of the answers so far.
 _DOUBT_OF_ANSWERS = 0.25
-#: Tokens of an answer of /v1/completions that sets no limit (OpenAI API reference, 2026-08).
-_LEGACY_LIMIT = 16
-#: What limits the tokens of an answer, by the names of all endpoints.
-_LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,17 +239,6 @@ def _answers(
     if not all(map(math.isfinite, bounds)):
         return low, None
     return low, pa.array([math.ceil(one) for one in bounds], pa.int64())
-
-
-def answer_limit(fields: Mapping[str, Any], endpoint: str) -> int | None:
-    """The most tokens that an answer may have, reasoning included, by the fields of its body.
-
-    0 where answers have no tokens, None where nothing limits them.
-    """
-    if endpoint in {EMBEDDINGS, MODERATIONS}:
-        return 0
-    default = _LEGACY_LIMIT if endpoint == COMPLETIONS else None
-    return next((fields[name] for name in _LIMITS if isinstance(fields.get(name), int)), default)
 
 
 def price_takes(

@@ -10,6 +10,7 @@ from batchframe.core.lines import (
     Body,
     Choice,
     Error,
+    Item,
     Line,
     Message,
     Part,
@@ -27,7 +28,7 @@ from batchframe.core.statuses import MAYBE_BILLED, Status
 
 __all__ = ["Outcome", "read_line", "read_lines"]
 
-_UNREADABLE, _EMPTY = MAYBE_BILLED
+_UNREADABLE, _EMPTY, _ = MAYBE_BILLED
 
 
 class Outcome(msgspec.Struct, gc=False):
@@ -43,6 +44,8 @@ class Outcome(msgspec.Struct, gc=False):
     cache_write_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
+    #: Of responses: calls of tools that the service ran, and bills beside the tokens.
+    tool_calls: int | None = None
     http_status: int | None = None
     model: str | None = None
     request_id: str | None = None
@@ -108,6 +111,7 @@ def _outcome(line: Line) -> Outcome:
     return Outcome(
         *ending,
         *counts,
+        None if body.output is None else _n_tool_calls(body.output),
         http,
         body.model,
         response.request_id,
@@ -152,6 +156,19 @@ def _counts(usage: Usage) -> _Counts:
         n_output,
         None if written is None else written.reasoning_tokens,
     )
+
+
+# Of these only the tokens are billed: the caller runs the tool, or a server of the caller's does
+# (OpenAI, pricing, "Built-in tools", and the guide of remote MCP, 2026-08). What a web search, a
+# file search or a container costs besides, no usage tells.
+_FREE_CALLS = frozenset(
+    {"function_call", "custom_tool_call", "computer_call", "local_shell_call", "mcp_call"}
+)
+
+
+def _n_tool_calls(items: list[Item]) -> int:
+    kinds = [item.type for item in items if item.type is not None]
+    return sum(kind.endswith("_call") and kind not in _FREE_CALLS for kind in kinds)
 
 
 def _answer(body: Body) -> _Ending:

@@ -7,7 +7,7 @@ The invariant: a cost is null where the price or the usage is unknown. It is 0.0
 known that nothing is billed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -58,9 +58,10 @@ def cost_usd(
     """What each result costs, in US dollars.
 
     A row that did not run costs 0.0: expired, cancelled, or failed with an error of the provider.
-    A missing one may have been billed, and so may one that failed as `unreadable_line` or
-    `empty_content`: without usage their cost is null. So is the cost of every row that a model of
-    unknown price answered.
+    A missing one may have been billed, and so may one that failed as `unreadable_line`,
+    `empty_content` or `content_filter`: without usage their cost is null. So is the cost of every
+    row that a model of unknown price answered, or for which the service ran a tool: it bills such
+    calls besides.
 
     Args:
         table: Rows of RESULT_SCHEMA.
@@ -72,7 +73,7 @@ def cost_usd(
     Returns:
         One entry per row, in order.
     """
-    return _sum(_millionths(table, model, rates_for(model, at, prices, price_list)), KINDS)
+    return _sum(table, _millionths(table, model, rates_for(model, at, prices, price_list)))
 
 
 def standard_usd(
@@ -89,7 +90,7 @@ def standard_usd(
     Returns:
         One entry per row, in order; null where the model's price is unknown.
     """
-    return _sum(_millionths(table, model, lambda name: standard_rates(name, at, price_list)), KINDS)
+    return _sum(table, _millionths(table, model, lambda name: standard_rates(name, at, price_list)))
 
 
 def kinds_usd(
@@ -182,11 +183,13 @@ def _with(table: pa.Table, name: str, column: "pa.Array | pa.ChunkedArray") -> p
     return table.set_column(place, table.schema.field(place), column)
 
 
-def _sum(dollars: Mapping[str, pa.DoubleArray], kinds: Sequence[str]) -> pa.DoubleArray:
-    total, *others = (dollars[kind] for kind in kinds)
+def _sum(table: pa.Table, dollars: Mapping[str, pa.DoubleArray]) -> pa.DoubleArray:
+    total, *others = (dollars[kind] for kind in KINDS)
     for other in others:
         total = pc.add(total, other)
-    return pc.divide(total, 1e6)
+    n_calls = pc.fill_null(table["tool_calls"].combine_chunks(), 0)
+    nobody_knows = pa.scalar(None, pa.float64())
+    return pc.if_else(pc.greater(n_calls, 0), nobody_knows, pc.divide(total, 1e6))
 
 
 def _millionths(table: pa.Table, model: str, rates_of: RatesOf) -> dict[str, pa.DoubleArray]:

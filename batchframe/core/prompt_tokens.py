@@ -7,29 +7,31 @@ of rows, by the model's own vocabulary, and scaled by bytes; else they are bound
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchframe.core.bounds import MEDIA
 from batchframe.core.requests import Rows, row_keys
 from batchframe.core.spec import COMPLETIONS, EMBEDDINGS, MODERATIONS, Spec
 from batchframe.core.tokens import counter, vocabulary_of
 
-__all__ = ["FEWEST_BYTES", "counted_ratio", "prompt_tokens"]
+__all__ = ["counted_ratio", "prompt_tokens"]
 
 #: Rows that are counted by a vocabulary.
 _SAMPLE_ROWS = 1_000
-#: Bytes per token, from texts full of ids to scripts of two bytes a letter (o200k_base over random
-#: UUIDs 1.7, English 4.8, Russian 5.7, Hindi and Thai up to 7; measured 2026-11).
-FEWEST_BYTES, _MOST_BYTES = 1.5, 8.0
+#: The most bytes per token (o200k_base over English 4.8, Russian 5.7, Hindi and Thai up to 7;
+#: measured 2026-11). The fewest are 1, as in "1 2 3": no vocabulary of bytes has less.
+_MOST_BYTES = 8.0
 #: How far the other two ways may be off, as a part of the number of tokens.
 _DOUBT = 0.1
 #: Tokens that the chat format adds to each message and to each prompt (OpenAI cookbook, "How to
 #: count tokens with tiktoken", 2026-08).
 _PER_MESSAGE, _PER_PROMPT = 4, 3
 #: Fields of a body that the model reads beside the prompt.
-_READ_BESIDE = ("tools", "response_format", "text", "functions")
+_READ_BESIDE = ("tools", "response_format", "text", "functions", "instructions", "suffix")
 #: Steps of the golden ratio visit rows evenly, and in no rhythm that a frame could have.
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -40,7 +42,8 @@ class _Sampled:
 
     text: str
     n_messages: int
-    n_images: int
+    #: What else it reads, in words.
+    uncounted: frozenset[str]
     #: Size of the prompt as it stands among the rows.
     n_bytes: int
 
@@ -61,28 +64,26 @@ def prompt_tokens(
         low, high = pc.multiply(mean, 1 - _DOUBT), pc.multiply(mean, 1 + _DOUBT)
         return _down(low), _up(high), "as the rows so far had"
     sample = _sample(rows, spec)
-    beside = _beside(spec)
     vocabulary = _vocabulary(rows, spec)
     if vocabulary is not None:
         name, count = vocabulary
         mean = _counted(rows, sample, spec, count)
         low = pc.multiply(mean, 1 - _DOUBT)
-        schema = count(beside.others) if beside.others else 0
-        high = pc.multiply(pc.add(mean, schema), 1 + _DOUBT)
+        high = pc.multiply(pc.add(mean, _beside(rows, spec, count)), 1 + _DOUBT)
         words = f"{len(sample):,} {'row' if len(sample) == 1 else 'rows'} counted by {name}"
     else:
-        text = sum(len(one.text.encode()) for one in sample) / max(
+        text = sum(_n_bytes(one.text) for one in sample) / max(
             1, sum(one.n_bytes for one in sample)
         )
         text_bytes = pc.multiply(pc.binary_length(rows.prompts).cast(pa.float64()), text)
         fixed = _per_row(sample, spec)
-        system, others = len(beside.system.encode()), len(beside.others.encode())
+        system = len((spec.system or "").encode())
         low = pc.add(pc.divide(text_bytes, _MOST_BYTES), fixed + system / _MOST_BYTES)
-        more = fixed + (system + others) / FEWEST_BYTES
-        high = pc.add(pc.divide(text_bytes, FEWEST_BYTES), more)
+        high = pc.add(pc.add(text_bytes, fixed + system), _beside(rows, spec, _n_bytes))
         words = "bounded by bytes"
-    if any(one.n_images for one in sample):
-        words += ", images not counted"
+    uncounted = sorted(frozenset().union(*(one.uncounted for one in sample)))
+    if uncounted:
+        words += f", {' and '.join(uncounted)} not counted"
     return _down(low), _up(high), words
 
 
@@ -102,8 +103,8 @@ def counted_ratio(rows: Rows, spec: Spec) -> float | None:
     if (
         vocabulary is None
         or not sample
-        or _beside(spec).others
-        or any(one.n_images for one in sample)
+        or pc.any(pc.greater(_beside(rows, spec, _n_bytes), 0)).as_py()
+        or any(one.uncounted for one in sample)
     ):
         return None
     _, count = vocabulary
@@ -125,7 +126,7 @@ def _counted(
 ) -> pa.DoubleArray:
     """Tokens of each row's messages, by those of a sample of the rows."""
     n_tokens = sum(count(one.text) for one in sample)
-    if any(one.n_images for one in sample):
+    if any(one.uncounted for one in sample):
         per_row = pa.repeat(n_tokens / len(sample), len(rows))
     else:
         n_bytes = pc.binary_length(rows.prompts).cast(pa.float64())
@@ -145,7 +146,7 @@ def _up(values: pa.DoubleArray) -> pa.Int64Array:
 def _sample(rows: Rows, spec: Spec) -> list[_Sampled]:
     n_messages = 0 if spec.endpoint in {EMBEDDINGS, MODERATIONS, COMPLETIONS} else 1
     return [
-        _Sampled(prompt, n_messages, 0, len(prompt.encode()))
+        _Sampled(prompt, n_messages, frozenset(), _n_bytes(prompt))
         if isinstance(prompt, str)
         else _read(prompt)
         for prompt in rows.prompts.take(_sample_places(len(rows))).to_pylist()
@@ -162,15 +163,18 @@ def _sample_places(n: int) -> pa.Int64Array:
 
 def _read(prompt: bytes) -> _Sampled:
     messages = msgspec.json.decode(prompt)
-    texts, n_images = [], 0
+    texts, uncounted = [], set()
     for message in messages:
         content = message.get("content")
         for part in content if isinstance(content, list) else [{"text": content}]:
             if isinstance(part, Mapping) and isinstance(part.get("text"), str):
                 texts.append(part["text"])
-            elif isinstance(part, Mapping) and "image" in str(part.get("type")):
-                n_images += 1
-    return _Sampled("\n".join(texts), len(messages), n_images, len(prompt))
+            elif isinstance(part, Mapping) and part.get("type") in MEDIA:
+                uncounted.add(MEDIA[part["type"]])
+        # Names, and the calls that the model made.
+        more = {name: value for name, value in message.items() if name not in {"role", "content"}}
+        texts += [msgspec.json.encode(more).decode()] if more else []
+    return _Sampled("\n".join(texts), len(messages), frozenset(uncounted), len(prompt))
 
 
 def _per_row(sample: Iterable[_Sampled], spec: Spec) -> float:
@@ -182,15 +186,21 @@ def _per_row(sample: Iterable[_Sampled], spec: Spec) -> float:
     return _PER_PROMPT + _PER_MESSAGE * n_messages
 
 
-@dataclass(frozen=True, slots=True)
-class _Beside:
-    """What the model reads beside each prompt: the system message; schemas and tools."""
+def _beside(rows: Rows, spec: Spec, count: Callable[[str], int]) -> pa.DoubleArray:
+    """Tokens that the model reads in the fields of each row's body, by those of a sample."""
+    shared = pa.repeat(float(count(_text_beside(spec.params))), len(rows))
+    if rows.fields is None:
+        return shared
+    sample = rows.fields.take(_sample_places(len(rows))).drop_null().to_pylist()
+    n_tokens = sum(count(_text_beside(msgspec.json.decode(fields))) for fields in sample)
+    n_bytes = pc.fill_null(pc.binary_length(rows.fields), 0).cast(pa.float64())
+    return pc.add(shared, pc.multiply(n_bytes, n_tokens / max(1, sum(map(len, sample)))))
 
-    system: str
-    others: str
+
+def _text_beside(fields: Mapping[str, Any]) -> str:
+    others = [fields[name] for name in _READ_BESIDE if name in fields]
+    return "".join(msgspec.json.encode(other).decode() for other in others)
 
 
-def _beside(spec: Spec) -> _Beside:
-    others = [spec.params[name] for name in _READ_BESIDE if name in spec.params]
-    text = "".join(msgspec.json.encode(other).decode() for other in others)
-    return _Beside(spec.system or "", text)
+def _n_bytes(text: str) -> int:
+    return len(text.encode())

@@ -10,6 +10,7 @@ that nothing is billed.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
@@ -39,6 +40,9 @@ _HALF_PRICE = frozenset({OPENAI_LIST})
 #: The kinds of tokens that are billed. Input is what was neither read from nor written to a cache.
 KINDS = ("input", "cached", "cache_write", "output")
 
+#: Names of models that are billed for more than tokens of text, which usage alone does not tell
+#: apart: spoken tokens at another rate, each search besides (OpenAI, pricing, 2026-08).
+_BILLED_BESIDE = re.compile("audio|-search-")
 #: Dollars per million tokens, each from a number of input tokens on; the first is from 0 on.
 _Steps: TypeAlias = tuple[tuple[int, Decimal], ...]
 _FREE: _Steps = ((0, Decimal(0)),)
@@ -174,7 +178,7 @@ def standard_rates(name: str, at: datetime, price_list: str | None) -> _ByKind |
 
 
 def _find(name: str, price_list: str | None) -> "ModelInfo | None":
-    if price_list is None:
+    if price_list is None or _BILLED_BESIDE.search(name):
         return None
     # Imported here because reading all prices takes 0.15 s.
     from genai_prices.data_snapshot import get_snapshot

@@ -43,6 +43,7 @@ _FIELDS: "list[pa.Field[Any]]" = [
     pa.field("cache_write_tokens", pa.int64()),
     pa.field("output_tokens", pa.int64()),
     pa.field("reasoning_tokens", pa.int64()),
+    pa.field("tool_calls", pa.int64()),
     pa.field("cost_usd", pa.float64()),
     pa.field("price_source", pa.string()),
     pa.field("http_status", pa.int64()),

@@ -32,5 +32,7 @@ class Status(StrEnum):
 
 #: Rows of these words have what was asked for, or asked for nothing. All others have no answer.
 ANSWERED = frozenset({Status.OK, Status.TRUNCATED, Status.SKIPPED})
-#: Codes of `failed` rows that the provider may have billed although it told no usage.
-MAYBE_BILLED = ("unreadable_line", "empty_content")
+#: Codes of `failed` rows that the provider may have billed although it told no usage. The last is
+#: Azure's own, which charges for prompts that its filter refuses ("you may be charged even if the
+#: status code is not successful", Azure, Plan and manage costs, 2026-08).
+MAYBE_BILLED = ("unreadable_line", "empty_content", "content_filter")

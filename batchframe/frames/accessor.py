@@ -205,7 +205,9 @@ def complete(
             not ended.
         max_cost_usd: The most that these rows may cost, in US dollars, earlier calls with this
             checkpoint included. A batch that could exceed it is not sent; what is live then is
-            collected, and BudgetExceededError ends the call. Answers need a limit of tokens.
+            collected, and BudgetExceededError ends the call. Answers need a limit of tokens; each
+            byte of a request counts as a token, and an image as the most that one takes. Refused
+            with what has no bound: files, audio, tools that the service runs, earlier responses.
         prices: What you pay, where that is not the published price of batches: `bf.Rates` by the
             names of models, as they are asked for or as they answer.
         limits: How large batches may be, and how many may be live at once.

@@ -148,6 +148,7 @@ def test_an_answer_becomes_a_row_with_every_column():
             "cache_write_tokens": 32,
             "output_tokens": 20,
             "reasoning_tokens": 8,
+            "tool_calls": None,
             "cost_usd": None,
             "price_source": None,
             "http_status": 200,
@@ -646,7 +647,7 @@ def test_any_text_comes_back_as_it_was(text):
 def test_the_codes_that_may_be_billed_are_given():
     torn = one(encode(line(body=chat()))[:-20])["error_code"]
     empty = one(line(body=chat(None)))["error_code"]
-    assert (torn, empty) == MAYBE_BILLED
+    assert (torn, empty) == MAYBE_BILLED[:2]
 
 
 @pytest.mark.benchmark

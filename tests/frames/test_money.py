@@ -270,7 +270,7 @@ def test_answers_whose_cost_nobody_knows_count_at_the_most_that_they_can_cost(co
             complete(
                 frame,
                 client=server.client(),
-                max_cost_usd=0.00125,
+                max_cost_usd=0.0013,
                 max_completion_tokens=1000,
                 limits=bf.Limits(max_requests=1, reconcile_seconds=0),
             )
@@ -284,7 +284,7 @@ def test_what_is_not_known_of_earlier_calls_counts_at_the_most_as_well(complete,
         limits = bf.Limits(max_requests=1, reconcile_seconds=0)
         call = {
             "client": server.client(),
-            "max_cost_usd": 0.00125,
+            "max_cost_usd": 0.0013,
             "max_completion_tokens": 1000,
             "limits": limits,
         }
