@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from batchframe.checkpoint import Checkpoint
 from batchframe.core.batches import Collected, Creating, Dropped, Ended, Live
-from batchframe.core.bounds import answer_limit, beyond, image_tokens, media_beyond
+from batchframe.core.bounds import answer_limit, beyond, media_beyond, most_read
 from batchframe.core.dialects import Dialect, price_list_of
 from batchframe.core.estimates import (
     Estimate,
@@ -203,7 +203,12 @@ def most_usd(
     spec, model = checkpoint.spec, checkpoint.model_of(number)
     try:
         with checkpoint.input_file(number) as file:
-            bodies = [(len(line), _LINE.decode(line).body) for line in file]
+            # Of one line after the other: they may hold images.
+            found = [
+                (most_read(len(line), body.asked), body.limit(spec.endpoint), body.model)
+                for line in file
+                for body in [_LINE.decode(line).body]
+            ]
     except CheckpointCorruptError:
         guessed = checkpoint.requests(number, ("n_tokens",))["n_tokens"].to_pylist()
         is_bounded = beyond(spec.params, spec.endpoint) is None
@@ -211,10 +216,9 @@ def most_usd(
         sizes = [n_tokens * BYTES_PER_TOKEN for n_tokens in guessed]
         limits, models = [limit] * len(sizes), [model] * len(sizes)
     else:
-        # No token is shorter than a byte.
-        sizes = [size + image_tokens(body.asked) for size, body in bodies]
-        limits = [body.limit(spec.endpoint) for _, body in bodies]
-        models = [body.model for _, body in bodies]
+        sizes = [size for size, _, _ in found]
+        limits = [limit for _, limit, _ in found]
+        models = [model for _, _, model in found]
     inputs = [None if limit is None else size for size, limit in zip(sizes, limits, strict=True)]
     table = usage_table(inputs, limits, models)
     at = datetime.fromtimestamp(now, UTC)

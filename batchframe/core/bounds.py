@@ -5,12 +5,13 @@ is said here. What the service adds by itself, out of a file, a search or an ear
 nothing bounds.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from batchframe.core.spec import CHAT_COMPLETIONS, EMBEDDINGS, MODERATIONS, RESPONSES
 
-__all__ = ["MEDIA", "answer_limit", "beyond", "image_tokens", "media_beyond"]
+__all__ = ["MEDIA", "answer_limit", "beyond", "media_beyond", "most_read"]
 
 #: What limits the tokens of an answer, by the names of all endpoints.
 _LIMITS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
@@ -26,6 +27,8 @@ MEDIA: Mapping[str, str] = {
 #: tiles of 512 pixels that 2,048 x 768 have. Other models of OpenAI take fewer (OpenAI, Images and
 #: vision guide, "Calculating costs", 2026-08).
 _IMAGE_TOKENS = 2_833 + 8 * 5_667
+#: An image within the JSON of messages; in a text the quotes would be escaped.
+_INLINE = re.compile(rb'"data:image/[^"]*"')
 #: Fields by which the model reads, or is billed for, what the request does not hold: earlier
 #: answers, prompts that are kept at the service, searches, spoken answers.
 _BEYOND = {
@@ -74,10 +77,16 @@ def media_beyond(messages: bytes) -> str | None:
     return next(found, None)
 
 
-def image_tokens(messages: bytes) -> int:
-    """The most tokens that the images in the JSON of a request's messages take."""
+def most_read(n_bytes: int, messages: bytes) -> int:
+    """The most tokens that the model reads of a request of so many bytes, with these messages.
+
+    No token is shorter than a byte. Images are seen, and the bytes of those that stand in the JSON
+    of the messages are not read.
+    """
     kinds = (kind for kind, what in MEDIA.items() if what == "images")
-    return _IMAGE_TOKENS * sum(_n(messages, kind) for kind in kinds)
+    n_images = sum(_n(messages, kind) for kind in kinds)
+    inline = _INLINE.finditer(messages) if n_images else ()
+    return n_bytes - sum(len(found[0]) for found in inline) + _IMAGE_TOKENS * n_images
 
 
 def _n(messages: bytes, kind: str) -> int:

@@ -177,6 +177,17 @@ def test_images_count_at_the_most_that_one_takes(spent):
         assert spent(frame, 48_000, 1, max_cost_usd=0.049, **call) == pytest.approx(0.048001)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "limit"), [("/v1/chat/completions", "max_completion_tokens"), RESPONSES]
+)
+def test_the_bytes_of_an_image_in_the_request_are_no_tokens(spent, endpoint, limit):
+    # 300,000 bytes in base64 are 400,000, and the model sees an image.
+    png = b"\x89PNG\r\n\x1a\n".ljust(300_000, b"\0")
+    frame = pl.DataFrame({"id": [1], "prompt": ["x"], "png": [png]})
+    call = {"images": "png", "endpoint": endpoint, limit: 1}
+    assert spent(frame, 48_000, 1, max_cost_usd=0.049, **call) == pytest.approx(0.048001)
+
+
 SEARCH = [{"type": "web_search"}]
 CALLED = [{"type": "function", "name": "f", "parameters": {"type": "object"}}]
 
