@@ -345,7 +345,9 @@ class Engine:
                 job.tries += 1
                 delay = retry_delay(job.tries, retry_after=reason.retry_after)
                 note = f"{reason}; again in {delay:.0f} s"
-                _log.info("shard %s: %s", job.number, note)
+                # Once for each spell; bars have the note as long as it lasts.
+                level = logging.WARNING if job.tries == 1 else logging.INFO
+                _log.log(level, "shard %s: %s", job.number, note)
                 provider = submission.provider if submission else None
                 if job.tries >= _UNREACHED_TRIES and provider and not provider.reached:
                     job.error = job.error or ProviderError(
