@@ -216,7 +216,7 @@ MUTATIONS = (
     Mutation(
         "no prices of another service",
         "core/rates.py",
-        "    if price_list is None:\n        return None\n",
+        "    if price_list is None or _BILLED_BESIDE.search(name):\n        return None\n",
         "    price_list = price_list or OPENAI_LIST\n",
         "core/test_prices.py",
         "own_prices",

@@ -66,7 +66,7 @@ _VALUES = (
     (re.compile(r"\bprices= "), "--price "),
     (re.compile(r"\bmax_cost_usd\b(?!=)"), "--max-cost"),
     (re.compile(r"(?<!')\b(prompt|id)_col\b(?![='])"), r"--\1-col"),
-    (re.compile(r"\b(max_completion_tokens|max_output_tokens)=(?= |\))"), r"--param \1=..."),
+    (re.compile(r"\b(max_(?:completion_|output_|)tokens)=(?=[ ,;)])"), r"--param \1=..."),
     (re.compile(r", or pass client=OpenAI\(api_key=\.\.\.\)"), ""),
     (
         re.compile(r"`with bf\.emulator\.\w+\(\) as server:` and client=\S+\(\)"),
