@@ -315,8 +315,10 @@ def test_an_unknown_price_is_said_in_a_line_and_can_be_given(terminal, tmp_path)
         (
             ["complete", "in.csv", "out.csv", *ASKED, "--max-cost", "0.1"],
             1,
-            "Set --param max_completion_tokens=..., from 1 upwards (of responses: --param "
-            "max_output_tokens=...; of completions: --param max_tokens=...).",
+            (
+                "Set --param max_completion_tokens=..., from 1 upwards (of responses: --param "
+                "max_output_tokens=...; of completions: --param max_tokens=...)."
+            ),
         ),
     ],
 )
