@@ -138,22 +138,19 @@ class ShardFiles(Log):
         asked = pa.concat_arrays([pa.array([], pa.binary(16)), *keys.values()])
         later = [
             number
-            for number, shard in sorted(list(self.shards.items()))  # noqa: C414 - a copy, first
+            for number, shard in sorted(list(self.shards.items()), reverse=True)  # noqa: C414 - a copy
             if len(asked) and number > min(keys) and not isinstance(shard.state, Dropped)
         ]
-        held = [self.row_keys(number) for number in later]
-        owners = [
-            pa.repeat(pa.scalar(number, pa.int64()), len(there))
-            for number, there in zip(later, held, strict=True)
-        ]
-        places = pa.table(
-            [pa.chunked_array(held, pa.binary(16)), pa.chunked_array(owners, pa.int64())],
-            names=["key", "owner"],
-        )
-        places = places.filter(pc.is_in(places["key"], value_set=asked))
-        last = places.group_by("key", use_threads=False).aggregate([("owner", "max")])
-        owner = last["owner_max"].combine_chunks()
-        owner = owner.take(pc.index_in(asked, value_set=last["key"].combine_chunks()))
+        held = [pa.array([], pa.binary(16))]
+        owners = [pa.array([], pa.int64())]
+        for number in later:
+            there = self.row_keys(number)
+            there = there.filter(pc.is_in(there, value_set=asked))
+            held.append(there)
+            owners.append(pa.repeat(pa.scalar(number, pa.int64()), len(there)))
+        # The first place counts, and so the last shard.
+        places = pc.index_in(asked, value_set=pa.concat_arrays(held))
+        owner = pa.concat_arrays(owners).take(places)
         found, start = {}, 0
         for number, asked_of_it in keys.items():
             mine = owner.slice(start, len(asked_of_it))

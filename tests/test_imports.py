@@ -71,6 +71,12 @@ def imported(*names):
     return f"import sys; print([name for name in {names!r} if name in sys.modules])"
 
 
+def test_a_call_loads_nothing_of_arrow_that_it_does_not_need(python):
+    """Loaded while Ctrl-C ends a process, it would hide that from the process's exit code."""
+    shown = python(POLARS, RUN, imported("pyarrow.acero", "pyarrow.dataset"))
+    assert shown.splitlines() == [ANSWERS, "[]"]
+
+
 def test_the_import_loads_no_heavy_library(python):
     frames = ("pandas", "polars", "numpy", "pyarrow")
     others = ("openai", "httpx2", "tqdm", "starlette", "genai_prices")

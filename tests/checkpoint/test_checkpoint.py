@@ -257,6 +257,15 @@ def test_shards_are_numbered_in_their_order(open_checkpoint):
     fresh.close()
 
 
+def test_of_all_later_shards_with_a_row_the_last_is_the_newer_one(open_checkpoint):
+    checkpoint = open_checkpoint()
+    for prompts in ("ab", "ac", "a", "d"):
+        checkpoint.freeze(some_requests(*prompts), round_=0)
+    asked = {number: checkpoint.row_keys(number) for number in range(4)}
+    newer = {number: found.to_pylist() for number, found in checkpoint.newer(asked).items()}
+    assert newer == {0: [2, None], 1: [2, None], 2: [None], 3: [None]}
+
+
 def test_an_input_file_that_is_gone_is_named(open_checkpoint, path):
     checkpoint = open_checkpoint()
     requests = some_requests("a")

@@ -357,7 +357,7 @@ def test_ctrl_c_leaves_the_batches_running_and_says_how_to_resume(
         process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=PATIENCE)
 
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == -signal.SIGINT, stderr
     assert "KeyboardInterrupt" in stderr
     assert "run the same call again to resume" in stderr
     assert call["checkpoint"] in stderr
