@@ -160,7 +160,24 @@ class Slow(Storage):
         return super().open(path)
 
 
-def test_rows_of_all_rounds_are_written_down_before_a_run_stops(rounds_of, clock):
+REFUSED_ROW = (400, {"error": {"message": "No.", "code": "bad_prompt"}})
+NO_MONEY = (
+    429,
+    {"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}},
+)
+
+
+@pytest.mark.parametrize(
+    ("answer_to_last", "options", "error", "said"),
+    [
+        (REFUSED_ROW, {"max_error_ratio": 0.2}, bf.ErrorRatioExceededError, "max_error_ratio"),
+        (NO_MONEY, {}, bf.ProviderError, "insufficient_quota"),
+    ],
+    ids=["too many failed", "no money"],
+)
+def test_rows_of_all_rounds_are_written_down_before_a_run_stops(
+    rounds_of, clock, answer_to_last, options, error, said
+):
     gate, asked = threading.Event(), []
     disk = Slow(gate)
 
@@ -168,7 +185,7 @@ def test_rows_of_all_rounds_are_written_down_before_a_run_stops(rounds_of, clock
         asked.append(body["messages"][-1]["content"])
         if asked[-1] == "last":
             assert gate.wait(60)
-            return 400, {"error": {"message": "No.", "code": "bad_prompt"}}
+            return answer_to_last if asked.count("last") == 1 else "ok"
         return "ok" if asked[-1] == "fine" else overloaded(body)
 
     model = CallableModel(answer, instant=False)
@@ -177,59 +194,22 @@ def test_rows_of_all_rounds_are_written_down_before_a_run_stops(rounds_of, clock
             rounds_of(server, ["a"], max_retries=2, poll_interval=1, timeout=200).work()
         assert asked.count("a") == 1
 
-        # The last one fails for good while "a" is written down for its third try, before "b" is
+        # The last one stops the run while "a" is written down for its third try, before "b" is
         # for its second.
         prompts = ["a", "b", "fine", "last"]
         how = {"max_retries": 2, "poll_interval": 1}
-        disk.rounds = rounds_of(server, prompts, storage=disk, max_error_ratio=0.2, **how)
-        with pytest.raises(bf.ErrorRatioExceededError, match="2 rows were not sent"):
+        disk.rounds = rounds_of(server, prompts, storage=disk, **how, **options)
+        with pytest.raises(error, match=f"{said}.* 2 rows were not sent"):
             disk.rounds.work()
 
         rounds_of(server, prompts, **how).work()
         assert (asked.count("a"), asked.count("b")) == (3, 3)
-
-
-def no_money(body):
-    error = {"message": "You exceeded your current quota.", "code": "insufficient_quota"}
-    return 429, {"error": error}
-
-
-def test_rows_of_all_rounds_are_written_down_before_a_run_without_money_stops(rounds_of, clock):
-    gate, asked = threading.Event(), []
-    disk = Slow(gate)
-
-    def answer(body):
-        asked.append(body["messages"][-1]["content"])
-        if asked[-1] == "last":
-            assert gate.wait(60)
-            return no_money(body) if asked.count("last") == 1 else "ok"
-        return "ok" if asked[-1] == "fine" else overloaded(body)
-
-    model = CallableModel(answer, instant=False)
-    with LocalServer(model, clock=clock, stage_seconds=60) as server:
-        with pytest.raises(bf.RunTimeoutError):
-            rounds_of(server, ["a"], max_retries=2, poll_interval=1, timeout=200).work()
-        assert asked.count("a") == 1
-
-        # The money is gone while "a" is written down for its third try, before "b" is for its
-        # second.
-        prompts = ["a", "b", "fine", "last"]
-        how = {"max_retries": 2, "poll_interval": 1}
-        disk.rounds = rounds_of(server, prompts, storage=disk, **how)
-        with pytest.raises(bf.ProviderError, match=r"insufficient_quota.* 2 rows were not sent"):
-            disk.rounds.work()
-
-        rounds_of(server, prompts, **how).work()
-        assert (asked.count("a"), asked.count("b")) == (3, 3)
-
-
-REFUSED_ROW = (400, {"error": {"message": "No.", "code": "bad_prompt"}})
 
 
 @pytest.mark.parametrize(
     ("answer_to_last", "fault", "options", "error"),
     [
-        (no_money(None), None, {}, bf.ProviderError),
+        (NO_MONEY, None, {}, bf.ProviderError),
         (REFUSED_ROW, None, {"max_error_ratio": 0.2}, bf.ErrorRatioExceededError),
         ("ok", Fault("batches.create", "no-money", first=3), {}, bf.ProviderError),
     ],
