@@ -827,7 +827,7 @@ def until_collected(path: Path, number: int) -> None:
         shard = checkpoint and checkpoint.shards.get(number)
         if shard and isinstance(shard.state, Collected):
             return
-        time.sleep(0.01)
+        time.sleep(0.01)  # the engine collects in threads of its own
     raise AssertionError(f"shard {number} was not collected")
 
 

@@ -247,8 +247,6 @@ def test_rows_without_ids_resume_wherever_they_stand(frames, complete, paid):
 
 def test_uuids_are_ids_and_the_same_as_their_text(frames, complete, paid):
     ids = [uuid.UUID(int=1), uuid.UUID(int=2)]
-    if frames.dtypes["texts"] == "string[pyarrow]":
-        pytest.skip("pandas has no Arrow dtype for UUIDs")
     data = {"id": ids, "prompt": ["one", "two"]}
     assert frames.values(complete(frames.make(data)), "completion") == ["echo: one", "echo: two"]
 
