@@ -22,12 +22,12 @@ from batchframe.errors import (
     CheckpointError,
     CheckpointMismatchError,
 )
-from batchframe.layout import LOCK, NAMES, PARTS, SPEC, Layout, LimitName, unreadable
+from batchframe.layout import HOME, LOCK, NAMES, PARTS, SPEC, Layout, LimitName, unreadable
 from batchframe.lock import Lock
 from batchframe.result_files import ResultFiles
 from batchframe.storage import Storage
 
-__all__ = ["Checkpoint", "find_by_spec", "remove_checkpoint"]
+__all__ = ["Checkpoint", "checkpoint_path", "remove_checkpoint"]
 
 
 class Checkpoint(ResultFiles):
@@ -218,12 +218,14 @@ class Checkpoint(ResultFiles):
         self.spec = there  # by whose JSON the rows are named, where the order of names differs
 
 
-def find_by_spec(root: Path, spec: Spec) -> Path:
-    """The directory under `root` that is named by a spec, or by an equal one if there is one."""
-    path = root / spec.fingerprint
+def checkpoint_path(named: str | Path | None, spec: Spec) -> Path:
+    """The directory that was named, or the one in HOME of the spec, or of an equal one there."""
+    if named:
+        return Path(named).expanduser()
+    path = Path(HOME, spec.fingerprint)
     if path.exists():
         return path
-    for found in root.glob(f"*/{SPEC}"):
+    for found in Path(HOME).glob(f"*/{SPEC}"):
         try:
             there = Spec.from_json(found.read_bytes())
         except (OSError, msgspec.DecodeError):

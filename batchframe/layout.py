@@ -24,6 +24,7 @@ from batchframe.core.batches import ShardFrozen
 from batchframe.errors import CheckpointCorruptError, CheckpointError
 
 __all__ = [
+    "HOME",
     "LOCK",
     "LOG",
     "NAMES",
@@ -35,6 +36,8 @@ __all__ = [
     "unreadable",
 ]
 
+#: Directory under the working directory in which checkpoints are found by their spec.
+HOME = ".batchframe"
 #: The two files that a batch leaves.
 DownloadKind = Literal["output", "error"]
 #: The limits of a call that hold for all who work on its checkpoint.

@@ -42,6 +42,7 @@ import pyarrow as pa
 from batchframe.accounts import open_client
 from batchframe.answers import Answers, warn_of_unknown_prices
 from batchframe.bodies import body_params
+from batchframe.checkpoint import checkpoint_path
 from batchframe.client import Provider
 from batchframe.clock import SystemClock
 from batchframe.core.batches import BatchSeen, Collected
@@ -55,12 +56,7 @@ from batchframe.core.spec import CHAT_COMPLETIONS, Spec, json_value
 from batchframe.core.usage import prompt_and_completion_usd
 from batchframe.errors import CheckpointError, ParameterError, RowError
 from batchframe.jobs import Submission
-from batchframe.parameters import (
-    SHORTEST_POLL,
-    check_client,
-    check_values,
-    checkpoint_path,
-)
+from batchframe.parameters import SHORTEST_POLL, check_client, check_values
 from batchframe.rounds import Options
 from batchframe.running import run_rows
 

@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 from batchframe.errors import ParameterError
 
 if TYPE_CHECKING:
-    from batchframe.core.spec import Spec
+    pass
 
 __all__ = [
-    "HOME",
     "SHORTEST_POLL",
     "Column",
     "check_client",
     "check_values",
-    "checkpoint_path",
     "closest",
     "col",
     "own_fields",
@@ -30,8 +28,6 @@ __all__ = [
 SHORTEST_POLL, _LONGEST_POLL = 0.01, 86_400
 #: Dimensions that a vector may have: far beyond any model's (OpenAI's have 3,072, 2026-08).
 _LONGEST_VECTOR = 65_536
-#: Directory under the working directory in which checkpoints are found by their spec.
-HOME = ".batchframe"
 #: The endpoints that answer prompts with text.
 _ENDPOINTS = ("/v1/chat/completions", "/v1/responses", "/v1/completions")
 #: How alike two names must be for one to be proposed for the other, from 0 to 1.
@@ -88,15 +84,6 @@ def closest(name: str, known: Collection[str]) -> str | None:
     """The known name that is most like `name`, or None."""
     near = get_close_matches(name, sorted(known), n=1, cutoff=_ALIKE)
     return near[0] if near else None
-
-
-def checkpoint_path(checkpoint: str | Path | None, spec: "Spec") -> Path:
-    """The directory that was named, or the one that is found by the spec."""
-    if checkpoint:
-        return Path(checkpoint).expanduser()
-    from batchframe.checkpoint import find_by_spec
-
-    return find_by_spec(Path(HOME), spec)
 
 
 def _is_text(value: object) -> bool:

@@ -13,7 +13,7 @@ import typer
 from batchframe.cli import options as o
 from batchframe.cli.app import Exit, app, count, expanded, say, show, show_json, to_stdout, words_of
 from batchframe.errors import CheckpointCorruptError, CheckpointError, RunTimeoutError
-from batchframe.parameters import HOME
+from batchframe.layout import HOME
 
 if TYPE_CHECKING:
     from batchframe.frames.runs import Run

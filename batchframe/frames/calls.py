@@ -16,7 +16,7 @@ from batchframe.frames.adapters import Adapter, adapter_of, values_of
 from batchframe.frames.questions import Call
 from batchframe.frames.sending import read_checkpoint
 from batchframe.frames.settings import Columns
-from batchframe.parameters import Column, check_client, check_values, checkpoint_path
+from batchframe.parameters import Column, check_client, check_values
 
 if TYPE_CHECKING:
     import openai
@@ -208,6 +208,7 @@ def estimated(
 
 def _found(checkpoint: str | Path | None, spec: "Spec") -> "Checkpoint | None":
     """The checkpoint of the call, as it is on the disk; None where there is none yet."""
+    from batchframe.checkpoint import checkpoint_path
     from batchframe.layout import SPEC
 
     path = checkpoint_path(checkpoint, spec)

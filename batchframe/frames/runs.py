@@ -39,11 +39,11 @@ from batchframe.frames.sending import PRICES_WAY_OUT, how, read_checkpoint, unan
 from batchframe.frames.settings import Settings
 from batchframe.frames.usage import Usage
 from batchframe.going_on import explain
-from batchframe.layout import LOG, SPEC
+from batchframe.layout import HOME, LOG, SPEC
 from batchframe.overview import batches_of, overview_of
 from batchframe.pages import card
 from batchframe.pages import report as report_page
-from batchframe.parameters import HOME, check_values
+from batchframe.parameters import check_values
 from batchframe.plans import usage_in
 from batchframe.progress import Progress, Silence, progress_for
 from batchframe.rounds import Left, Rounds

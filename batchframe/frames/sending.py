@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from batchframe.errors import ParameterError
 from batchframe.frames.settings import Settings
-from batchframe.parameters import checkpoint_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,6 +87,7 @@ def how(settings: Settings, spec: Mapping[str, Any]) -> "tuple[Spec, Submission,
 
     Raises ParameterError for what the service does not take.
     """
+    from batchframe.checkpoint import checkpoint_path
     from batchframe.client import Provider
     from batchframe.core.shards import fitting
     from batchframe.core.spec import Spec
