@@ -150,6 +150,7 @@ def run_windows(
     engine = engine or default_engine()
     dialect = submission.provider.dialect
     n_rows = 0
+    # All of them once, so that a mistake in the last row is told before the first is sent.
     for rows in windows():
         n_rows += _n_asked(rows)
         if line_bytes_at_most(rows, spec, dialect) > submission.limits.max_bytes:

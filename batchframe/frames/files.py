@@ -241,8 +241,9 @@ def write_answers(
         call: What the rows ask.
         id_col: The column of the ids.
         columns: What the call says of new columns and rows.
-        send: Sends windows of rows, waits, and gives the checkpoint that has their results, and for
-            each window the keys of its requests.
+        send: Reads all windows of rows, so that a mistake in the last is told before the first is
+            sent; sends them, waits, and gives the checkpoint that has their results, and for each
+            window the keys of its requests.
         prices: Rates that hold instead of those of the checkpoint.
 
     Raises what the call says of rows without an answer; then the target stays as it was.
@@ -261,9 +262,9 @@ def write_answers(
     def windows() -> Iterator[Rows]:
         return map(rows_of, source.windows(needed))
 
-    # All of it once, so that a mistake in the last row is told before the first is sent.
-    n_asked = sum(map(_n_asked, windows()))
-    checkpoint, keys = send(windows) if n_asked else (None, [])
+    # Where nothing is asked no key is needed. Whoever sends looks at all rows before that.
+    is_asked = any(map(_n_asked, windows()))
+    checkpoint, keys = send(windows) if is_asked else (None, [])
     status = None if checkpoint is None else unanswered(checkpoint)
 
     def answered(window: pa.Table) -> pa.Table:
