@@ -123,51 +123,31 @@ def collect_results(
     Raises:
         ValueError: The batch has not ended.
     """
-    row_of = {key.hex(): row for row, key in enumerate(row_keys)}
-    #: For each row the entry that is its result, among those of all parts; -1 while there is none.
-    entry_of = [-1] * len(row_keys)
-    is_answered = bytearray(len(row_keys))
-    parts: list[pa.RecordBatch] = []
-    n_entries = n_duplicate = n_foreign = n_unreadable = 0
-    for block in blocks:
-        entries: list[Outcome] = []
-        for outcome in read_lines(block):
-            if outcome.custom_id is None:
-                n_unreadable += 1
-                continue
-            row = row_of.get(outcome.custom_id)
-            if row is None:
-                n_foreign += 1
-                continue
-            is_first = entry_of[row] < 0
-            n_duplicate += not is_first
-            if is_first or (outcome.answered and not is_answered[row]):
-                entry_of[row] = n_entries + len(entries)
-                is_answered[row] = outcome.answered
-                entries.append(outcome)
-        # Columns at once, while the block is in the processor's cache.
-        parts.append(_read_off(entries))
-        n_entries += len(entries)
+    custom_ids = pa.array(map(bytes.hex, row_keys), pa.string())
+    # Columns at once, while a block is in the processor's cache.
+    parts = [_read_off(read_lines(block)) for block in blocks]
+    lines = pa.Table.from_batches(parts, _OUTCOMES)
+    row_of, line_of = _matched(lines, custom_ids)
+    n_unreadable = lines["custom_id"].null_count
+    n_foreign = row_of.null_count - n_unreadable
+    n_duplicate = (len(row_of) - row_of.null_count) - (len(line_of) - line_of.null_count)
 
-    if -1 in entry_of:
+    if line_of.null_count:
         # A line that stands within a torn one was read as a part of it, if at all.
-        entries = []
-        for outcome in map(read_line, chain.from_iterable(map(lines_in, blocks))):
-            row = row_of.get(outcome.custom_id or "")
-            if row is not None and entry_of[row] < 0:
-                entry_of[row] = n_entries + len(entries)
-                entries.append(outcome)
-        parts.append(_read_off(entries))
-        n_entries += len(entries)
+        unanswered = set(custom_ids.filter(line_of.is_null()).to_pylist())
+        found = map(read_line, chain.from_iterable(map(lines_in, blocks)))
+        parts.append(_read_off(line for line in found if line.custom_id in unanswered))
+        lines = pa.Table.from_batches(parts, _OUTCOMES)
+        _, line_of = _matched(lines, custom_ids)
 
     without_line = _without_line("gone" if files_gone else ended, batch_errors)
-    rows_without = [row for row, entry in enumerate(entry_of) if entry < 0]
-    parts.append(_read_off([without_line(row + 1) for row in rows_without]))
-    for entry, row in enumerate(rows_without, start=n_entries):
-        entry_of[row] = entry
-    found = pa.Table.from_batches(parts)
-    order = pa.array(entry_of, pa.int64())
-    values = {name: take(found[name], order) for name in _READ}
+    is_without = line_of.is_null()
+    rows_without = pc.indices_nonzero(is_without).to_pylist()
+    rest = pa.arange(len(lines), len(lines) + len(rows_without))
+    line_of = pc.replace_with_mask(line_of, is_without, rest)
+    parts.append(_read_off(without_line(row + 1) for row in rows_without))
+    lines = pa.Table.from_batches(parts, _OUTCOMES)
+    values = {name: take(lines[name], line_of) for name in _READ}
     return Collected(
         _table(row_keys, ids, values, batch_id),
         n_duplicate=n_duplicate,
@@ -305,17 +285,31 @@ def _failed(error: BatchError) -> Outcome:
 
 #: The columns that are read off outcomes; the others are the shard's, or filled in later.
 _READ = Outcome.__struct_fields__[: -len(("custom_id", "answered"))]
+#: Outcomes as columns.
+_OUTCOMES = pa.schema(
+    [
+        *map(RESULT_SCHEMA.field, _READ),
+        pa.field("custom_id", pa.string()),
+        pa.field("answered", pa.bool_()),
+    ]
+)
 
 
-def _read_off(outcomes: Sequence[Outcome]) -> pa.RecordBatch:
+def _read_off(outcomes: Iterable[Outcome]) -> pa.RecordBatch:
     """The columns of outcomes, one entry each, in their order."""
     # Of no outcomes there are no columns to turn: each is empty then.
-    columns = zip(*map(astuple, outcomes), strict=True) if outcomes else [()] * len(_READ)
-    kinds = (RESULT_SCHEMA.field(name).type for name in _READ)
-    return pa.record_batch(
-        [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=False)],
-        names=_READ,
-    )
+    columns = list(zip(*map(astuple, outcomes), strict=True)) or [()] * len(_OUTCOMES)
+    return pa.record_batch(list(map(pa.array, columns, _OUTCOMES.types)), schema=_OUTCOMES)
+
+
+def _matched(lines: pa.Table, custom_ids: pa.StringArray) -> tuple[pa.ChunkedArray, pa.Int64Array]:
+    """Which request each line is for, and which line is each request's result; null is none."""
+    row_of = pc.index_in(lines["custom_id"], value_set=custom_ids)
+    # Of several the first in this order: lines with an answer, and then all lines.
+    answered = pc.indices_nonzero(lines["answered"]).cast(pa.int64())
+    order = pa.concat_arrays([answered, pa.arange(0, len(lines))])
+    rows = pa.arange(0, len(custom_ids)).cast(pa.int32())
+    return row_of, order.take(pc.index_in(rows, value_set=row_of.combine_chunks().take(order)))
 
 
 def take(column: pa.ChunkedArray, positions: pa.Int64Array) -> pa.ChunkedArray:
