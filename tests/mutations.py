@@ -151,8 +151,8 @@ MUTATIONS = (
     Mutation(
         "one status for every request",
         "core/results.py",
-        "rows_without = [row for row, entry in enumerate(entry_of) if entry < 0]",
-        "rows_without = []",
+        "    line_of = pc.replace_with_mask(line_of, is_without, rest)\n",
+        "",
         "engine/test_engine.py",
         "line_that_is_missing",
     ),
