@@ -115,8 +115,8 @@ class Provider:
 
     def create(
         self, file_id: str, *, endpoint: str, window: str, metadata: Mapping[str, str]
-    ) -> BatchSeen | CreateRefused | None:
-        """Create a batch, once. None: nobody knows whether the provider made it.
+    ) -> BatchSeen | CreateRefused | Unavailable:
+        """Create a batch, once. Unavailable: nobody knows whether the provider made it.
 
         `endpoint` is what the lines of the file call it.
         """
@@ -141,9 +141,11 @@ class Provider:
                     code=str(error.code or f"http_{error.status_code}"),
                     message=_without_key(error.message),  # it goes into the log
                 )
-            return None
-        except (openai.OpenAIError, Unavailable):
-            return None
+            return Unavailable(f"HTTP {error.status_code}", retry_after=_retry_after(error))
+        except openai.OpenAIError as error:
+            return Unavailable(type(error).__name__)
+        except Unavailable as reason:
+            return reason
 
     def probe(self) -> float | None:
         """Ask for one batch of the account, whichever. Returns what the service's clock says.

@@ -34,7 +34,7 @@ from batchframe.core.batches import (
 )
 from batchframe.core.queues import Queue, queue_of
 from batchframe.core.retries import retry_delay, was_turned_away
-from batchframe.core.schedule import until_create
+from batchframe.core.schedule import HOUR_SECONDS, until_create
 from batchframe.core.shards import MAX_CREATES_PER_HOUR
 from batchframe.core.spec import Account
 from batchframe.errors import ProviderError
@@ -79,6 +79,10 @@ class Engine:
     _queues: dict[tuple[str, ...], Queue] = field(default_factory=dict)
     #: When batches were created, by account, on the clock's monotonic scale.
     _creates: dict[Account, list[float]] = field(default_factory=dict)
+    #: Until when the service asks for no further create, by account, on the same scale.
+    _create_due: dict[Account, float] = field(default_factory=dict)
+    #: The checkpoints whose earlier creates are among `_creates`.
+    _counted: set[Path] = field(default_factory=set)
     #: What others have in the queues, by the roots of checkpoints.
     _ledgers: dict[Path, Ledger] = field(default_factory=dict)
     #: Steps that are being performed, and runs that make shards.
@@ -121,6 +125,7 @@ class Engine:
                 job = Job(checkpoint, number, submission.limits, {owner: submission})
                 # Until its last step has ended, whoever closes the checkpoint in between.
                 checkpoint.share()
+                self._count_creates(checkpoint)
                 self._jobs[id(checkpoint), number] = job
             else:
                 # A new watcher may have mended what ended the work for an earlier one.
@@ -273,9 +278,35 @@ class Engine:
                 idle=bool(waiting) and not self._n_steps and not self._n_freezing,
             )
 
+    def _count_creates(self, checkpoint: Checkpoint) -> None:
+        """Count what an earlier process created of a checkpoint: its hour is not over yet."""
+        if checkpoint.path in self._counted:
+            return
+        self._counted.add(checkpoint.path)
+        ages = []
+        for shard in list(checkpoint.shards.values()):
+            match shard.state:
+                case Creating(since=at):
+                    ages.append(self.clock.now() - at)
+                case Live(batch=batch) | Ended(batch=batch) | Collected(batch=batch):
+                    ages.append(self.clock.now() - batch.created_at)
+                case _:
+                    pass
+        creates = self._creates.setdefault(checkpoint.spec.account, [])
+        now = self.clock.monotonic()
+        creates += [now - max(age, 0.0) for age in ages if age < HOUR_SECONDS]
+        creates.sort()
+        del creates[:-MAX_CREATES_PER_HOUR]
+
     def _may_create(self, job: Job, now: float) -> bool:
         """Count a create of the account that begins now, or have the job wait for its hour."""
-        creates = self._creates.setdefault(job.checkpoint.spec.account, [])
+        account = job.checkpoint.spec.account
+        due = self._create_due.get(account, now)
+        if due > now:
+            job.due = due
+            job.note = f"the service asks for no further batch; again in {due - now:.0f} s"
+            return False
+        creates = self._creates.setdefault(account, [])
         per_hour = job.limits.max_creates_per_hour
         wait = until_create(creates, now, per_hour)
         if wait:
@@ -322,6 +353,7 @@ class Engine:
             alone=not any(isinstance(other.state, Creating | Live) for other in others),
             room=None if room is None else room - sum(other.load.n_tokens for other in others),
             ours=frozenset((other.checkpoint.path, other.number) for other in (job, *others)),
+            here=frozenset(other.checkpoint.path for other in self._jobs.values()),
             ledger=self._ledger(job.checkpoint.path.parent),
             reader=reader,
         )
@@ -362,6 +394,8 @@ class Engine:
             self._learn(job, before)
         except BaseException as reason:  # noqa: BLE001 - raised again in the thread that waits
             job.error = job.error or reason
+        account = job.checkpoint.spec.account
+        self._create_due[account] = max(self._create_due.get(account, 0.0), job.create_due)
         job.note = note
         job.due = self.clock.monotonic() + delay
         if outcome is CROWDED:  # nor is there room for the others

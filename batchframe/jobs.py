@@ -85,6 +85,8 @@ class Job:
     #: Fruitless, complete searches for the batch so far, and when the first one ended.
     searches: int = 0
     searched_since: float | None = None
+    #: Until when the service asked, at its create, for no further one; on the monotonic scale.
+    create_due: float = 0.0
     #: How often the queue was full for its batch, in all and while none of ours was live in it.
     turned_away: int = 0
     turned_away_alone: int = 0

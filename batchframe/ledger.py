@@ -15,7 +15,7 @@ from pathlib import Path
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider, Unavailable
 from batchframe.clock import Clock
-from batchframe.core.batches import BatchSeen, Creating, Live, State, Uploaded, Uploading
+from batchframe.core.batches import Creating, Live, State, Uploaded, Uploading
 from batchframe.core.queues import queue_of
 from batchframe.errors import AccountMismatchError, CheckpointError, ProviderError
 from batchframe.layout import Layout
@@ -47,7 +47,7 @@ class Ledger:
         self._lock = threading.Lock()
         #: The checkpoints that were found, as far as they were read.
         self._known: dict[Path, Checkpoint] = {}
-        #: Batches that ended, whatever the logs say.
+        #: Batches that ended, and the tokens of creates that made none, whatever the logs say.
         self._ended: set[str] = set()
         #: When the provider may be asked again, on the clock's monotonic scale.
         self._next_asked = 0.0
@@ -59,6 +59,7 @@ class Ledger:
         queue: tuple[str, ...],
         room: float,
         ours: Collection[tuple[Path, int]],
+        here: Collection[Path],
         provider: Provider,
         commit: Callable[[], object],
     ) -> bool:
@@ -69,58 +70,77 @@ class Ledger:
             queue: Its queue, as `queue_of` has it.
             room: Tokens that the queue takes beside `ours`.
             ours: Path and number of the shards that the caller counts itself.
+            here: The checkpoints that this process works on: what is not among `ours` there,
+                nobody works on.
             provider: Is asked about batches that may have ended.
             commit: Puts it into its checkpoint's log.
         """
         with self._lock:
-            if self._tokens(queue, ours) + n_tokens > room:
+            if self._tokens(queue, ours, here) + n_tokens > room:
                 now = self._clock.monotonic()
                 if now >= self._next_asked:
                     self._next_asked = now + _ASKED_SECONDS
-                    self._ask(queue, ours, provider)
+                    self._ask(queue, ours, here, provider)
             with self._claim():
-                tokens = self._tokens(queue, ours)
+                tokens = self._tokens(queue, ours, here)
                 if tokens and tokens + n_tokens > room:
                     return False
                 commit()
                 return True
 
-    def _tokens(self, queue: tuple[str, ...], ours: Collection[tuple[Path, int]]) -> int:
+    def _tokens(
+        self,
+        queue: tuple[str, ...],
+        ours: Collection[tuple[Path, int]],
+        here: Collection[Path],
+    ) -> int:
         self._refresh()
-        return sum(n_tokens for n_tokens, _ in self._others(queue, ours))
+        return sum(n_tokens for n_tokens, _ in self._others(queue, ours, here))
 
     def _others(
-        self, queue: tuple[str, ...], ours: Collection[tuple[Path, int]]
-    ) -> Iterator[tuple[int, BatchSeen | None]]:
-        """Tokens of all shards of others in the queue, and the batches that are live."""
+        self,
+        queue: tuple[str, ...],
+        ours: Collection[tuple[Path, int]],
+        here: Collection[Path],
+    ) -> Iterator[tuple[int, State]]:
+        """Tokens of all shards of others in the queue, and where they stand."""
         for path, checkpoint in self._known.items():
             account = checkpoint.spec.account
             if queue_of(account, queue[-1]) != queue:
                 continue
-            at_work = checkpoint.is_at_work()
+            at_work = path not in here and checkpoint.is_at_work()
             for number, shard in checkpoint.shards.items():
                 state = shard.state
                 if (path, number) in ours or not self._is_in_queue(state, at_work=at_work):
                     continue
                 if checkpoint.model_of(number) == queue[-1]:
-                    yield shard.frozen.n_tokens, state.batch if isinstance(state, Live) else None
+                    yield shard.frozen.n_tokens, state
 
     def _is_in_queue(self, state: State, *, at_work: bool) -> bool:
         match state:
             case Uploading() | Uploaded():
                 return at_work
-            case Creating(since=since):
-                return at_work or self._clock.now() - since < _LANDING_SECONDS
+            case Creating(token=token, since=since):
+                is_late = self._clock.now() - since >= _LANDING_SECONDS
+                return at_work or not (is_late or token in self._ended)
             case Live(batch=batch):
                 return batch.batch_id not in self._ended
             case _:
                 return False
 
     def _ask(
-        self, queue: tuple[str, ...], ours: Collection[tuple[Path, int]], provider: Provider
+        self,
+        queue: tuple[str, ...],
+        ours: Collection[tuple[Path, int]],
+        here: Collection[Path],
+        provider: Provider,
     ) -> None:
-        """Find out which live batches have ended; the oldest are the likeliest."""
-        live = [batch for _, batch in self._others(queue, ours) if batch is not None]
+        """Find out which live batches have ended, and which creates came to nothing.
+
+        The oldest are the likeliest.
+        """
+        states = [state for _, state in self._others(queue, ours, here)]
+        live = [state.batch for state in states if isinstance(state, Live)]
         for batch in sorted(live, key=lambda one: one.created_at)[:_ASKED]:
             try:
                 is_over = provider.retrieve(batch.batch_id).status.is_final
@@ -130,6 +150,17 @@ class Ledger:
                 return
             if is_over:
                 self._ended.add(batch.batch_id)
+        before = self._clock.now() - _VISIBLE_SECONDS
+        lost = [state for state in states if isinstance(state, Creating) and state.since < before]
+        for create in sorted(lost, key=lambda one: one.since)[:_ASKED]:
+            try:
+                found = provider.find(
+                    file_id=create.file_id, token=create.token, since=create.since
+                )
+            except (Unavailable, ProviderError):
+                return
+            if all(batch.status.is_final for batch in found):
+                self._ended.add(create.token)
 
     def _refresh(self) -> None:
         """Read what was committed since."""

@@ -36,7 +36,7 @@ class Plan:
     #: Shards that hold rows which are wanted, to be waited for.
     under_way: list[int]
     #: Shards that are to be dropped: they were never sent, nobody watches them, and they hold rows
-    #: that nobody wants, or lines that take the service for another.
+    #: that nobody wants, lines that take the service for another, or more than this call's limits.
     unwanted: list[int]
     #: The positions of rows that go into new shards, those of one model together.
     to_freeze: pa.Array
@@ -177,8 +177,19 @@ class Planner:
         shard = self.checkpoint.shards[number]
         return (
             not isinstance(shard.state, Unsent)
-            or (n_wanted == shard.frozen.n_requests and self._is_addressed(number))
+            or (
+                n_wanted == shard.frozen.n_requests
+                and self._is_addressed(number)
+                and self._is_within(number)
+            )
             or self.engine.is_watched(self.checkpoint, number)
+        )
+
+    def _is_within(self, number: int) -> bool:
+        """False for a shard that was cut by an earlier call, of larger limits than this one's."""
+        frozen, limits = self.checkpoint.shards[number].frozen, self.submission.limits
+        return frozen.n_requests == 1 or (
+            frozen.n_requests <= limits.max_requests and frozen.n_bytes <= limits.max_bytes
         )
 
     def _is_addressed(self, number: int) -> bool:

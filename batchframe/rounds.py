@@ -97,6 +97,8 @@ class Rounds:
     cancelling: Cancelling = field(init=False)
     #: Rows that are to be frozen still, of those that are looked at; and whether there are more.
     _n_unfrozen: int = 0
+    #: Rows of windows that were not looked at yet: an upper bound, as they may be answered.
+    _n_ahead: int = 0
     _has_windows: bool = True
 
     def __post_init__(self) -> None:
@@ -129,7 +131,7 @@ class Rounds:
 
     def tally(self) -> Tally:
         """Where the run stands."""
-        return self.tries.tally(self._n_unfrozen)
+        return self.tries.tally(self._n_unfrozen + self._n_ahead)
 
     def work(self) -> None:
         """Work to the end, whichever that is, and close the checkpoint. To be called once."""
@@ -174,7 +176,9 @@ class Rounds:
             self.checkpoint.forget_cancel()
             self.checkpoint.set_limit("max_cost_usd", self.options.max_cost_usd)
             self.checkpoint.set_limit("max_error_ratio", self.options.max_error_ratio)
+            self._n_ahead = self.n_rows
         for rows in self.windows() if self.windows is not None else ():
+            self._n_ahead -= len(rows) - rows.prompts.null_count
             self._take_up(rows)
             del rows  # given up before the next ones are read
         self._has_windows = False
@@ -264,19 +268,23 @@ class Rounds:
             of_model = pc.and_(asked, pc.equal(rows.models, model))
             yield model, rows.take(pc.indices_nonzero(of_model))
 
-    def _limits(self, counts: Mapping[str, Callable[[], float | None]]) -> Limits:
-        """The user's limits, and what was learned of the queues; `counts` as for `Engine.room`."""
-        limits, account = self.submission.limits, self.checkpoint.spec.account
-        rooms = [
-            self.engine.room(account, model, limits.max_enqueued_tokens, count)
+    def _limits(self, counts: Mapping[str, Callable[[], float | None]]) -> dict[str | None, Limits]:
+        """The user's limits, and what was learned of each model's queue, as `cut_shards` has them.
+
+        `counts` as for `Engine.room`.
+        """
+        limits, spec = self.submission.limits, self.checkpoint.spec
+        return {
+            None if model == spec.model else model: within_queue(
+                limits, self.engine.room(spec.account, model, limits.max_enqueued_tokens, count)
+            )
             for model, count in counts.items()
-        ]
-        return within_queue(limits, min((r for r in rooms if r is not None), default=None))
+        }
 
     def _cut(
         self,
         chunks: Iterable[Requests],
-        limits: Limits,
+        limits: Mapping[str | None, Limits],
         *,
         round_: int,
         look: Callable[[], None],
@@ -289,7 +297,9 @@ class Rounds:
         # Lines that were written before may have taken the service for another.
         url = self.dialect.url(self.checkpoint.spec.endpoint)
         with self.engine.freezing():
-            for requests in cut_shards((addressed(chunk, url) for chunk in chunks), limits):
+            for requests in cut_shards(
+                (addressed(chunk, url) for chunk in chunks), self.submission.limits, limits
+            ):
                 if self.checkpoint.is_cancelled():
                     self._n_unfrozen = 0
                     break

@@ -149,12 +149,14 @@ def run_windows(
     """
     engine = engine or default_engine()
     dialect = submission.provider.dialect
-    n_rows = 0
+    n_rows = n_seen = 0
     # All of them once, so that a mistake in the last row is told before the first is sent.
     for rows in windows():
         n_rows += _n_asked(rows)
+        before, n_seen = n_seen, n_seen + len(rows)
         if line_bytes_at_most(rows, spec, dialect) > submission.limits.max_bytes:
-            _check_sizes(rows.ids, row_keys(rows, spec, dialect), submission.limits.max_bytes)
+            keys = row_keys(rows, spec, dialect)
+            _check_sizes(rows.ids, keys, submission.limits.max_bytes, before=before)
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
     rounds = Rounds(windows, None, checkpoint, submission, options, engine, n_rows)
     rounds.work()
@@ -165,13 +167,13 @@ def _n_asked(rows: Rows) -> int:
     return len(rows) - int(rows.prompts.null_count)
 
 
-def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int) -> None:
+def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int, *, before: int = 0) -> None:
     over = pc.indices_nonzero(pc.fill_null(pc.greater(keys.line_bytes, max_bytes), False))
     if len(over):
         first = over[0].as_py()
         raise RowError(
             f"{len(over)} {'row is' if len(over) == 1 else 'rows are'} larger than a file may be "
-            f"({max_bytes:,} bytes). The first is row {first}, id {ids[first].as_py()!r}, "
+            f"({max_bytes:,} bytes). The first is row {before + first}, id {ids[first].as_py()!r}, "
             f"with {keys.line_bytes[first].as_py():,} bytes. Nothing was sent. Shorten the prompt, "
             "or raise Limits(max_bytes=...)."
         )

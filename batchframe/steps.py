@@ -81,6 +81,8 @@ class Around:
     room: float | None
     #: Path and number of our other shards that are in it or on their way.
     ours: frozenset[tuple[Path, int]]
+    #: The checkpoints that this process works on.
+    here: frozenset[Path]
     #: What others have in it.
     ledger: Ledger
     #: Reads results, those of one shard at a time.
@@ -147,6 +149,7 @@ def _enter(job: Job, submission: Submission, around: Around) -> bool:
         queue=job.load.queue,
         room=around.room,
         ours=around.ours,
+        here=around.here,
         provider=submission.provider,
         commit=commit,
     )
@@ -187,7 +190,8 @@ def _create(job: Job, submission: Submission, around: Around, file_id: str, cloc
                     "again later."
                 )
             return turned_away
-        case None:
+        case Unavailable():
+            job.create_due = clock.monotonic() + (outcome.retry_after or 0.0)
             _log.warning("shard %s: the create got no answer; looking for its batch", job.number)
             job.searches, job.searched_since = 0, None
             return AT_ONCE

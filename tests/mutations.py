@@ -69,8 +69,7 @@ MUTATIONS = (
     Mutation(
         "the intent before the create",
         "steps.py",
-        '        case None:\n            _log.warning("shard %s: the create got no answer',
-        "        case None:\n"
+        '            _log.warning("shard %s: the create got no answer',
         "            checkpoint.commit(job.number, CreateRefused(code='', message=''))\n"
         '            _log.warning("shard %s: the create got no answer',
         "engine/test_engine.py",
@@ -240,15 +239,15 @@ MUTATIONS = (
     Mutation(
         "lines that are sent again are addressed anew",
         "rounds.py",
-        "cut_shards((addressed(chunk, url) for chunk in chunks), limits)",
-        "cut_shards(chunks, limits)",
+        "(addressed(chunk, url) for chunk in chunks)",
+        "chunks",
         "frames/test_dialects.py",
         "addressed_anew",
     ),
     Mutation(
         "rows that were prepared for another service are prepared anew",
         "planning.py",
-        " and self._is_addressed(number)",
+        "                and self._is_addressed(number)\n",
         "",
         "frames/test_dialects.py",
         "prepared_anew",

@@ -14,9 +14,9 @@ from types import MappingProxyType
 from batchframe.core.queues import Queue
 from batchframe.core.shards import Limits
 
-__all__ = ["Load", "admit", "until_create"]
+__all__ = ["HOUR_SECONDS", "Load", "admit", "until_create"]
 
-_HOUR_SECONDS = 3600.0
+HOUR_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ def until_create(creates: Sequence[float], now: float, per_hour: int) -> float:
     """
     if len(creates) < per_hour:
         return 0.0
-    return max(0.0, creates[-per_hour] + _HOUR_SECONDS - now)
+    return max(0.0, creates[-per_hour] + HOUR_SECONDS - now)
 
 
 def admit(

@@ -5,8 +5,9 @@ The limits are the provider's, with their sources, and the smaller ones that ser
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 
 from batchframe.core.dialects import Dialect
 from batchframe.core.requests import Requests
@@ -47,9 +48,10 @@ class Limits:
     #: Prompt tokens that may be enqueued at once for the model, as your account's limits page
     #: states it; None where you do not know it: then it is learned from refusals.
     max_enqueued_tokens: int | None = None
-    #: Batches of the account and model that may be live at once.
+    #: Batches of the account and model that a process may have live at once.
     max_live_batches: int = 64
-    #: Batches of the account that may be created within any hour, at most 2,000.
+    #: Batches of the account that may be created within any hour, at most 2,000: by this process,
+    #: and by earlier ones of the checkpoints that it works on.
     max_creates_per_hour: int = 2_000
     #: How long to look for a batch whose creation got no answer before sending it again, in
     #: seconds. A request may land minutes after its reply was lost.
@@ -101,22 +103,29 @@ def within_queue(limits: Limits, room: float | None) -> Limits:
     return replace(limits, max_enqueued_tokens=max(1, int(room / _PARTS_OF_QUEUE)))
 
 
-def cut_shards(chunks: Iterable[Requests], limits: Limits) -> Iterator[Requests]:
+def cut_shards(
+    chunks: Iterable[Requests],
+    limits: Limits,
+    by_model: Mapping[str | None, Limits] = MappingProxyType({}),
+) -> Iterator[Requests]:
     """Cut requests into shards, as few as a single pass in order allows.
 
     Each shard holds at most `max_requests` requests, `max_bytes` bytes and, where that is given,
     `max_enqueued_tokens` estimated tokens, all for one model: a file may name only one, so requests
     for one model are expected next to each other. A request that alone exceeds the tokens goes by
     itself: the estimate is cautious, and the provider decides. One that alone exceeds the bytes is
-    the caller's to refuse before anything is cut.
+    the caller's to refuse before anything is cut. `by_model` has the limits of models whose queues
+    are known, each its own; `limits` holds for all others.
     """
-    most_tokens = limits.max_enqueued_tokens or math.inf
+    usual = limits
     parts: list[Requests] = []
     n = n_bytes = n_tokens = 0
     for chunk in chunks:
         if n and chunk.model != parts[0].model:
             yield Requests.joined(parts)
             parts, n, n_bytes, n_tokens = [], 0, 0, 0
+        limits = by_model.get(chunk.model, usual)
+        most_tokens = limits.max_enqueued_tokens or math.inf
         size, tokens = sum(map(len, chunk.lines)), sum(chunk.n_tokens)
         if (
             n + len(chunk) <= limits.max_requests

@@ -126,7 +126,7 @@ def test_a_batch_that_failed_says_why(provider, clock):
 def test_a_create_without_a_clear_answer_is_unknown_and_sent_once(server, provider, kind):
     file_id = upload(provider)
     server.inject(Fault("batches.create", kind))
-    assert create(provider, file_id) is None
+    assert isinstance(create(provider, file_id), Unavailable)
     assert server.calls()["batches.create"] == 1
 
 
@@ -262,7 +262,7 @@ def test_a_batch_whose_reply_was_lost_is_found_by_its_file(server, provider, clo
     others = [create(provider, upload(provider)) for _ in range(3)]
     file_id = upload(provider)
     server.inject(Fault("batches.create", "reply-lost-after"))
-    assert create(provider, file_id, token="t") is None
+    assert isinstance(create(provider, file_id, token="t"), Unavailable)
     (found,) = provider.find(file_id=file_id, token="", since=since)
     assert found.input_file_id == file_id
     assert found.batch_id not in {other.batch_id for other in others}
@@ -509,14 +509,14 @@ def test_an_answer_that_is_none_is_asked_for_again_later(raw, raw_provider, call
 )
 def test_a_create_whose_answer_is_none_is_unknown_and_sent_once(raw, raw_provider, body, kind):
     raw.answers(body, kind=kind)
-    assert create(raw_provider, "file-1") is None
+    assert isinstance(create(raw_provider, "file-1"), Unavailable)
     assert raw.asked == ["POST /v1/batches"]
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 413])
 def test_a_proxys_page_is_no_refusal_of_the_service(raw, raw_provider, status):
     raw.answers(PAGE, status=status, kind="text/html")
-    assert create(raw_provider, "file-1") is None
+    assert isinstance(create(raw_provider, "file-1"), Unavailable)
     assert raw.asked == ["POST /v1/batches"]
 
 
@@ -591,7 +591,7 @@ def test_nobody_there_is_unavailable_and_a_create_unknown(raw, raw_provider):
     for call in CALLS.values():
         with pytest.raises(Unavailable):
             call(raw_provider)
-    assert create(raw_provider, "file-1") is None
+    assert isinstance(create(raw_provider, "file-1"), Unavailable)
 
 
 # Batches as other services write them

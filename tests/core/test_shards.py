@@ -1,6 +1,7 @@
 """Cutting keeps every request once and in order, within every limit at once."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise, product
 
 import pytest
@@ -221,3 +222,9 @@ def test_limits_that_are_no_whole_numbers_are_refused_by_name(name, value):
     with pytest.raises(ParameterError) as caught:
         Limits(**{name: value})
     assert str(caught.value) == f"Limits({name}={value!r}) must be a whole number."
+
+
+def test_the_queue_of_one_model_does_not_cut_the_requests_of_another():
+    chunks = [replace(a_request(n, n_tokens=5), model=model) for model in "ab" for n in range(4)]
+    own = {"a": Limits(max_enqueued_tokens=5)}
+    assert sizes(cut_shards(chunks, Limits(), own)) == [1, 1, 1, 1, 4]

@@ -961,3 +961,38 @@ def test_a_row_that_a_queue_never_takes_at_create_ends_the_run(run, clock, kind)
 
         assert "Nothing was billed" in str(met.value)
         assert server.executions() == {}
+
+
+def test_a_wish_to_wait_at_create_is_kept_by_all_shards_of_the_account(run, server, clock):
+    server.inject(Fault("batches.create", "error-before:429:3600"))
+    limits = Limits(max_requests=5)
+
+    assert completions(run(server, rows_of(10), limits=limits)) == answers_to(rows_of(10))
+
+    created = [call.at for call in server.log() if (call.method, call.path) == CREATE]
+    # One shard's create may have been under way already when the other's was answered.
+    assert all(at - created[0] >= 3600 or at == created[0] for at in created)
+    assert_each_paid_once(server, 10)
+
+
+CREATE = ("POST", "/v1/batches")
+
+
+@pytest.mark.parametrize("smaller", [Limits(max_bytes=2_000), Limits(max_requests=4)])
+def test_a_file_that_is_too_large_is_cut_anew_by_a_call_of_smaller_limits(run, clock, smaller):
+    with LocalServer(clock=clock, max_file_bytes=2_000) as server:
+        with pytest.raises(bf.ProviderError, match="too large"):
+            run(server, rows_of(40))
+
+        assert completions(run(server, rows_of(40), limits=smaller)) == answers_to(rows_of(40))
+        assert_each_paid_once(server, 40)
+
+
+def test_what_was_created_before_the_process_began_counts_in_its_hour(run, server, clock, engine):
+    limits = Limits(max_requests=1, max_creates_per_hour=2)
+    run(server, rows_of(2), limits=limits)
+    engine.__init__(clock)  # as in another process
+    run(server, rows_of(4), limits=limits)
+    created = sorted(batch.created_at for batch in server.client().batches.list(limit=100))
+    assert len(created) == 4
+    assert created[2] - created[0] >= 3_599

@@ -560,3 +560,41 @@ def test_what_is_collected_while_a_limit_of_cost_is_looked_at_counts_once(tmp_pa
         early.join(60)
 
         assert answers == ["echo: slow", "echo: quick"]
+
+
+@pytest.mark.parametrize("is_same_process", [True, False])
+def test_what_nobody_wants_any_more_of_the_runs_own_checkpoint_takes_no_room(
+    tmp_path, clock, is_same_process
+):
+    unwanted, edited, engine = prompts_of("a", 40), prompts_of("b", 40), Engine(clock)
+    with LocalServer(clock=clock, stage_seconds=60, enqueued_token_limit=LIMITED) as server:
+        server.inject(Fault("batches.create", "not-visible:100"))
+        with pytest.raises(bf.RunTimeoutError):
+            # Files that fill the queue are uploaded, and no batch can be made of them yet.
+            send(server, tmp_path / "a", unwanted, engine=engine, limits=LIMITS, timeout=20)
+        assert batches_of(server) == []
+
+        answers = send(
+            server,
+            tmp_path / "a",
+            edited,
+            engine=engine if is_same_process else Engine(clock),
+            limits=LIMITS,
+            timeout=86_400,
+        )
+
+        assert answers == answers_to(edited)
+
+
+def test_a_create_that_came_to_nothing_takes_no_room_of_edited_rows_for_a_day(tmp_path, clock):
+    edited = prompts_of("b", 40)
+    with LocalServer(clock=clock, stage_seconds=60, enqueued_token_limit=LIMITED) as server:
+        server.inject(Fault("batches.create", "error-before:503", times=30))
+        how = {"limits": LIMITS, "timeout": 60}
+        with pytest.raises(bf.RunTimeoutError):
+            send(server, tmp_path / "a", prompts_of("a", 200), engine=Engine(clock), **how)
+
+        how = {"limits": LIMITS, "timeout": 36_000}
+        answers = send(server, tmp_path / "a", edited, engine=Engine(clock), **how)
+
+        assert answers == answers_to(edited)
