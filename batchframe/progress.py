@@ -162,7 +162,7 @@ def _spent(amount: float | None) -> str:
 
 def _left(tally: Tally, seconds: float) -> list[str]:
     """The time that is left, by the pace so far; empty where that tells nothing."""
-    if tally.done < tally.total * TELLING_PART:
+    if not tally.total * TELLING_PART <= tally.done < tally.total:
         return []
     return [f"about {_time(seconds * (tally.total - tally.done) / max(1, tally.done))} left"]
 
@@ -241,6 +241,19 @@ class _Above(logging.Handler):
         _tqdm().write(f"batchframe: {self.format(record)}", file=sys.stderr)
 
 
+class _Aside:
+    """A stream of the terminal that the bars make room for."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        _tqdm().write(text, file=self._stream, end="")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 class Bars:
     """Three bars of tqdm, made when there is something to show.
 
@@ -252,11 +265,19 @@ class Bars:
         self._below: dict[str, tqdm[Any]] = {}
         self._shown: dict[str, tuple[_Bar, int]] = {}
         self._above = _Above(logging.WARNING)
+        self._moved: list[tuple[logging.StreamHandler[Any], Any]] = []
 
     def __enter__(self) -> Self:
-        # Who has handlers has said where all of it is to go.
-        if sys.stderr.isatty() and not _LOG.hasHandlers():
+        if not sys.stderr.isatty():
+            return self
+        # Who has handlers has said where all of it is to go; in the same terminal, above the bars.
+        if not _LOG.hasHandlers():
             _LOG.addHandler(self._above)
+        for handler in {*_LOG.handlers, *logging.root.handlers}:
+            stream = getattr(handler, "stream", None)
+            if isinstance(handler, logging.StreamHandler) and stream in (sys.stdout, sys.stderr):
+                self._moved.append((handler, stream))
+                handler.setStream(_Aside(stream))
         return self
 
     def __exit__(
@@ -266,6 +287,8 @@ class Bars:
         trace: TracebackType | None,
     ) -> None:
         _LOG.removeHandler(self._above)
+        for handler, stream in self._moved:
+            handler.setStream(stream)
         for line in self._below.values():
             line.clear()  # it moves up where another one had nothing to say
         for bar in self._bars.values():

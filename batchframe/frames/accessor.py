@@ -1139,7 +1139,10 @@ class LazyOpenAIBatch:
             As `complete_parquet`.
         """
         from batchframe.frames import polars
+        from batchframe.frames.files import check_target
 
+        check_values(target=target)
+        check_target(Path(target).expanduser())
         with tempfile.TemporaryDirectory(prefix="batchframe-") as folder:
             source, nothing = Path(folder, "rows.parquet"), Path(folder, "none.parquet")
             # So that the query, which may take long, does not run for a call that does not fit.

@@ -14,8 +14,11 @@ import os
 import sys
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +28,7 @@ from batchframe.checkpoint import Checkpoint
 from batchframe.core.columns import result_columns
 from batchframe.core.requests import Rows
 from batchframe.core.results import RESULT_SCHEMA
-from batchframe.errors import ColumnError, ParameterError
+from batchframe.errors import ColumnError, InputError, ParameterError
 from batchframe.frames import inputs
 from batchframe.frames.calls import rows_of_table
 from batchframe.frames.failures import Failures
@@ -38,10 +41,12 @@ if TYPE_CHECKING:
     import pyarrow.dataset as ds
     from typing_extensions import TypeIs
 
-__all__ = ["Source", "write_answers"]
+__all__ = ["Source", "check_target", "write_answers"]
 
 #: Rows of a window, at most; and of what it holds, in bytes, about.
 _WINDOW_ROWS, _WINDOW_BYTES = 100_000, 32_000_000
+#: Rows of a row group that tell how large the others are.
+_SAMPLE_ROWS = 256
 
 #: Columns that a message names, at most.
 _SHOWN = 5
@@ -66,7 +71,7 @@ class Source:
                 f"target={str(target)!r} is one of the files that are read. Nothing was sent. Name "
                 "another one."
             )
-        self._stamps = [_stamp(path) for path in self.paths]
+        self._stamps = {path: _stamp(path) for path in self.paths}
         self.schema: pa.Schema = _schema(self.paths[0])
         for path in self.paths[1:]:
             other = _schema(path)
@@ -97,19 +102,22 @@ class Source:
 
         Answers go to rows by position, and hours lie between the first reading and the last.
         """
-        for path, stamp in zip(self.paths, self._stamps, strict=True):
-            if _stamp(path) != stamp:
-                raise ParameterError(
-                    f"{path} was changed while its rows were answered, so nothing was written. "
-                    "The answers are in the checkpoint: run the same call again, which pays for "
-                    "new rows only."
-                )
+        for path in self._stamps:
+            self._check_unchanged(path)
+
+    def _check_unchanged(self, path: Path) -> None:
+        if _stamp(path) != self._stamps[path]:
+            raise ParameterError(
+                f"{path} was changed while its rows were answered, so nothing was written. "
+                "The answers are in the checkpoint: run the same call again, which pays for "
+                "new rows only."
+            )
 
     def column(self, label: str) -> pa.Array:
         """All values of one column."""
         chunks = []
         for path in self.paths:
-            with pq.ParquetFile(path) as file:
+            with _reading(path), pq.ParquetFile(path) as file:
                 chunks.append(file.read([label], use_threads=False))
         array = pa.concat_tables(chunks)[label]
         return (
@@ -117,19 +125,108 @@ class Source:
         ).combine_chunks()
 
     def windows(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """All rows, some at a time, with these columns; None is all."""
-        for path in self.paths:
+        """All rows, some at a time, with these columns; None is all.
+
+        A window has the same rows whatever its columns.
+        """
+        for stretch in self._stretches:
+            batches = self._batches(stretch, columns)
+            # By no loop, whose variable would hold a window while the next one is read.
+            windows = range(0, stretch.n_rows, stretch.n_of_window)
+            yield from (_window(batches, stretch.n_of_window) for _ in windows)
+
+    def starts(self) -> Iterator[int]:
+        """The number of each window's first row."""
+        start = 0
+        for stretch in self._stretches:
+            yield from range(start, start + stretch.n_rows, stretch.n_of_window)
+            start += stretch.n_rows
+
+    @functools.cached_property
+    def _stretches(self) -> "list[_Stretch]":
+        return list(_stretches(self.paths))
+
+    def _batches(
+        self, stretch: "_Stretch", columns: Sequence[str] | None
+    ) -> Iterator[pa.RecordBatch]:
+        for path, groups in groupby(stretch.groups, key=itemgetter(0)):
+            self._check_unchanged(path)
             # Without reading ahead, which would hold all of a file's columns.
-            with pq.ParquetFile(path, pre_buffer=False) as file:
-                n_bytes = sum(
-                    file.metadata.row_group(group).total_byte_size
-                    for group in range(file.num_row_groups)
-                )
-                n_rows = max(1, file.metadata.num_rows)
-                size = max(1, min(_WINDOW_ROWS, int(_WINDOW_BYTES / max(1, n_bytes / n_rows))))
-                # In this thread: what each thread of a pool has freed, its heap keeps for itself.
-                # And by no loop, whose variable would hold a window while the next one is read.
-                yield from map(_plain, file.iter_batches(size, columns=columns, use_threads=False))
+            with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
+                for _, group in groups:
+                    yield from _batches(file, group, stretch.n_of_window, columns)
+
+
+class _Stretch(NamedTuple):
+    """Row groups that follow each other, and how many of their rows are looked at together."""
+
+    groups: list[tuple[Path, int]]
+    n_rows: int
+    n_of_window: int
+
+
+def _stretches(paths: Iterable[Path]) -> Iterator[_Stretch]:
+    """Small row groups together, also of several files; a large one by itself, in windows."""
+    groups: list[tuple[Path, int]] = []
+    n_rows = n_bytes = 0
+
+    def stretch() -> _Stretch:
+        fit = n_rows * _WINDOW_BYTES // max(1, n_bytes)
+        return _Stretch(groups, n_rows, max(1, min(_WINDOW_ROWS, fit)))
+
+    for path in paths:
+        with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                n = file.metadata.row_group(group).num_rows
+                size = _n_bytes(file, group)
+                if groups and (n_rows + n > _WINDOW_ROWS or n_bytes + size > _WINDOW_BYTES):
+                    yield stretch()
+                    groups, n_rows, n_bytes = [], 0, 0
+                groups.append((path, group))
+                n_rows, n_bytes = n_rows + n, n_bytes + size
+    if groups:
+        yield stretch()
+
+
+def _n_bytes(file: pq.ParquetFile, group: int) -> int:
+    """What a row group takes in memory, about: a text that is repeated stands once in the file."""
+    known = file.metadata.row_group(group)
+    n_rows, n_bytes = int(known.num_rows), int(known.total_byte_size)
+    if n_rows <= _SAMPLE_ROWS:
+        return n_bytes
+    size = max(1, min(_SAMPLE_ROWS, n_rows * _WINDOW_BYTES // max(1, n_bytes)))
+    sample = next(_batches(file, group, size, None))
+    return max(n_bytes, sum(map(_n_bytes_of_rows, sample.columns)) * n_rows // len(sample))
+
+
+def _n_bytes_of_rows(column: pa.Array) -> int:
+    """What the rows of a column take, without the categories, which do not grow with the rows."""
+    n_bytes = int(column.nbytes)
+    if "dictionary<" in str(column.type):  # on whichever level
+        return n_bytes - int(column.slice(0, 0).nbytes)
+    return n_bytes
+
+
+def _batches(
+    file: pq.ParquetFile, group: int, size: int, columns: Sequence[str] | None
+) -> Iterator[pa.RecordBatch]:
+    # One row group at a time, as no others can be read where a list or struct holds dictionaries.
+    # In this thread: what each thread of a pool has freed, its heap keeps for itself.
+    yield from file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _window(batches: Iterator[pa.RecordBatch], n_rows: int) -> pa.Table:
+    """The next rows, without what the file says beside them; fewer where there are no more.
+
+    A batch may end early, by the dictionaries of any column that is read.
+    """
+    parts: list[pa.RecordBatch] = []
+    n = 0
+    while n < n_rows and (batch := next(batches, None)) is not None:
+        parts.append(batch)
+        n += len(batch)
+    table = pa.Table.from_batches(parts)
+    return table.replace_schema_metadata(None)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -139,11 +236,6 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _plain(batch: pa.RecordBatch) -> pa.Table:
-    """The rows, without what the file says beside them."""
-    return pa.Table.from_batches([batch], batch.schema.with_metadata(None))
 
 
 def _is_dataset(source: object) -> "TypeIs[ds.Dataset]":
@@ -197,13 +289,17 @@ def _in_folders(source: "str | Path | Iterable[str | Path] | ds.Dataset") -> set
 
 
 def _schema(path: Path) -> pa.Schema:
-    try:
+    with _reading(path, " Nothing was sent."):
         return pq.read_schema(path)
+
+
+@contextmanager
+def _reading(path: Path, then: str = " Nothing was written.") -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).rstrip(".")
-        raise ParameterError(
-            f"{path} cannot be read as parquet: {reason}. Nothing was sent."
-        ) from None
+        reason = str(error).strip().rstrip(".")
+        raise ParameterError(f"{path} cannot be read as parquet: {reason}.{then}") from None
 
 
 def _differences(ours: pa.Schema, theirs: pa.Schema) -> str:
@@ -256,11 +352,16 @@ def write_answers(
     _check(source, target, call, id_col, new=empty.column_names, output=columns.output)
     needed = _labels(call, id_col)
 
-    def rows_of(window: pa.Table) -> Rows:
-        return rows_of_table(window, call, id_col, nulls=columns.nulls)
+    def rows_of(window: pa.Table, start: int) -> Rows:
+        try:
+            return rows_of_table(window, call, id_col, nulls=columns.nulls)
+        except InputError as error:
+            if not start:
+                raise
+            raise type(error)(f"{error} Rows count from row {start} of the source.") from None
 
     def windows() -> Iterator[Rows]:
-        return map(rows_of, source.windows(needed))
+        return map(rows_of, source.windows(needed), source.starts())
 
     # Where nothing is asked no key is needed. Whoever sends looks at all rows before that.
     is_asked = any(map(_n_asked, windows()))
@@ -304,12 +405,17 @@ def _check(
     for name, column in call.own.items():
         inputs.check_label(column.label, name, names, [])
     inputs.check_free(new, names, output)
+    check_target(target)
+    inputs.ids(source.column(id_col), id_col)  # unique over all windows
+
+
+def check_target(target: Path) -> None:
+    """Raise ParameterError unless a file can be written there."""
     if not target.parent.is_dir():
         raise ParameterError(
             f"There is no directory {target.parent} for target={str(target)!r}. Nothing was sent."
         )
     check_replaceable(target)
-    inputs.ids(source.column(id_col), id_col)  # unique over all windows
 
 
 def _labels(call: Call, id_col: str) -> list[str]:

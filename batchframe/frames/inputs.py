@@ -315,11 +315,15 @@ def ids(column: pa.Array, label: Hashable) -> pa.Array:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Categories and runs as their values."""
+    """Categories and runs as their values, and views, which lack some kernels, without views."""
     if pa.types.is_dictionary(column.type):
         return column.dictionary_decode()
     if pa.types.is_run_end_encoded(column.type):
         return pc.run_end_decode(column)
+    if pa.types.is_string_view(column.type):
+        return column.cast(pa.large_string())
+    if pa.types.is_binary_view(column.type):
+        return column.cast(pa.large_binary())
     return column
 
 
@@ -409,8 +413,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _duplicates(column: pa.Array) -> pa.Array:
     """The rows whose value stands in an earlier row."""
-    if pa.types.is_string_view(column.type):
-        column = pc.cast(column, pa.large_string())
     # Ids often ascend, which is seen without a table of all of them.
     ascends = pc.all(pc.less(column[:-1], column[1:])).as_py() is not False
     if ascends or pc.count_distinct(column).as_py() == len(column):

@@ -88,6 +88,19 @@ def test_what_is_logged_stands_above_the_bars(clock, monkeypatch):
     assert not logging.getLogger("batchframe").handlers
 
 
+def test_what_handlers_write_into_the_terminal_stands_above_the_bars(clock, narrow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", narrow)
+    handler = logging.StreamHandler()  # as logging.basicConfig() makes it
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    tally = Tally(total=2000, prepared=2000, sent=1200, done=0, n_live=2)
+    with progress_for(clock) as bars:
+        bars.show(tally)
+        logging.getLogger("another").warning("a line of a log")
+        bars.show(replace(tally, done=2000))
+    assert re.search(r"\r +\ra line of a log\n", narrow.getvalue())  # where a bar was wiped away
+    assert handler.stream is narrow
+
+
 def test_a_refusal_is_a_warning_once_and_a_full_queue_is_none(run, clock, caplog):
     """The bars have them beside them; a line for each try would fill the terminal."""
     caplog.set_level(logging.INFO, logger="batchframe")

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 import batchframe as bf
 from batchframe.emulator import CallableModel, Fault, LocalServer
+from batchframe.frames.files import Source
+from batchframe.progress import Silence
 
 
 @pytest.fixture
@@ -101,6 +103,102 @@ def test_rows_that_are_many_are_looked_at_some_at_a_time(convert, source, paid, 
     grown = convert(source(numbered(0, 60)), limits=bf.Limits(max_requests=4))
     assert grown["completion"].to_list() == [f"echo: row {n}" for n in range(60)]
     assert paid() == 60
+
+
+WORDS = pa.dictionary(pa.int32(), pa.string())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (WORDS, "x"),
+        (pa.list_(WORDS), ["x", "y"]),
+        (pa.struct([("word", WORDS)]), {"word": "x"}),
+    ],
+    ids=str,
+)
+def test_columns_with_dictionaries_stand_in_several_row_groups(
+    convert, source, tmp_path, kind, value
+):
+    table = pa.table({**numbered(0, 50), "other": pa.array([value, None] * 25, kind)})
+    out = convert(source(table, row_group_size=7))
+    assert out["completion"].to_list() == [f"echo: row {n}" for n in range(50)]
+    written = pq.read_table(tmp_path / "out.parquet")
+    assert written.select(table.column_names).equals(table.unify_dictionaries())
+
+
+def test_small_files_go_together(convert, source, tmp_path, calls):
+    for part in range(20):
+        source(numbered(part * 2, part * 2 + 2), f"in/{part:02}.parquet")
+    out = convert(tmp_path / "in")
+    assert out["completion"].to_list() == [f"echo: row {n}" for n in range(40)]
+    assert calls()["batches.create"] == 1
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        # One text in all rows stands once in the file.
+        pa.repeat("x" * 10_000, 4_000).dictionary_encode().dictionary_decode(),
+        # Few rows that are large, behind many that are small.
+        pa.chunked_array(
+            [pa.repeat("x", 100_000), pa.array(["x" * 200_000 + str(n) for n in range(200)])]
+        ),
+    ],
+    ids=["repeated", "unequal"],
+)
+def test_a_window_holds_what_it_may_whatever_the_file_says(source, tmp_path, texts):
+    table = pa.table({"id": pa.array(range(len(texts))), "text": texts})
+    with pq.ParquetWriter(tmp_path / "in.parquet", table.schema) as writer:
+        for part in (table.slice(0, 100_000), table.slice(100_000)):
+            writer.write_table(part)
+    windows = Source(tmp_path / "in.parquet", tmp_path / "out.parquet").windows()
+    assert max(window.nbytes for window in windows) < 40_000_000
+
+
+def test_many_categories_do_not_make_windows_small(source, tmp_path):
+    words = pa.array([f"{n:0100}" for n in range(50_000)])
+    column = pa.DictionaryArray.from_arrays(pa.array(range(2_000), pa.int32()), words)
+    path = source({"id": pa.array(range(2_000)), "word": column})
+    assert len(pq.read_table(path)["word"].chunk(0).dictionary) == 50_000
+    windows = Source(path, tmp_path / "out.parquet").windows()
+    assert [len(window) for window in windows] == [2_000]
+
+
+def test_rows_are_told_by_their_place_in_the_source(convert, source, calls, monkeypatch):
+    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 10)
+    data = numbered(0, 30)
+    data["prompt"][27] = None
+    with pytest.raises(bf.RowError, match=r"empty in row 7, .* Rows count from row 20 of the"):
+        convert(source(data), nulls="raise")
+    data["prompt"][27] = "x" * 3_000
+    with pytest.raises(bf.RowError, match=r"The first is row 27, id 27, with 3,"):
+        convert(source(data), limits=bf.Limits(max_bytes=2_000))
+    assert calls() == {}
+
+
+def test_progress_counts_rows_that_were_not_looked_at_yet(convert, source, monkeypatch):
+    shown = []
+
+    class Seen(Silence):
+        def show(self, tally):
+            shown.append(tally)
+
+    monkeypatch.setattr("batchframe.rounds.progress_for", lambda clock: Seen())
+    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 10)
+    convert(source(numbered(0, 50)), progress=True)
+    assert {tally.total for tally in shown} == {50}
+
+
+def test_a_file_that_is_damaged_is_named(convert, source, calls):
+    path = source(numbered(0, 2000), row_group_size=500, compression="none")
+    data = bytearray(path.read_bytes())
+    start = pq.read_metadata(path).row_group(3).column(1).data_page_offset
+    data[start : start + 30] = b"\xff" * 30
+    path.write_bytes(data)
+    with pytest.raises(bf.ParameterError, match=r"in\.parquet cannot be read as parquet: "):
+        convert(path)
+    assert calls() == {}
 
 
 def test_rows_that_fail_for_a_while_are_tried_again_in_every_window(convert, source, monkeypatch):
@@ -213,6 +311,21 @@ def test_bad_input_is_told_before_anything_is_sent(convert, source, calls, check
         convert(source(data))
     assert calls() == {}
     assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize(
+    ("label", "kind", "words"),
+    [
+        ("id", pa.string_view(), "repeats the id"),
+        ("prompt", pa.binary_view(), "prompts are text"),
+        ("id", pa.binary_view(), "ids are integers, text"),
+    ],
+)
+def test_bad_input_in_views_is_told(convert, source, calls, label, kind, words):
+    views = {label: pa.array([b"x", b"x"]).cast(kind)}
+    with pytest.raises(bf.InputError, match=words):
+        convert(source({"id": [1, 2], "prompt": ["a", "b"]} | views))
+    assert calls() == {}
 
 
 def test_bad_paths_are_told(convert, source, calls, tmp_path):

@@ -135,6 +135,18 @@ def test_the_query_does_not_run_for_a_call_that_does_not_fit(settings, mistake):
         query.openai_batch.complete(**named | mistake)
 
 
+@pytest.mark.parametrize("target", [None, "none/out.parquet", "."])
+def test_the_query_does_not_run_for_a_target_that_cannot_be_written(settings, tmp_path, target):
+    def seen(batch):
+        raise AssertionError("the query ran")
+
+    frame = pl.LazyFrame({"id": [1], "prompt": ["x"]})
+    query = frame.map_batches(seen, schema=frame.collect_schema())
+    path = None if target is None else tmp_path / target
+    with pytest.raises(bf.ParameterError, match=r"target|no file that could be replaced"):
+        query.openai_batch.sink_parquet(path, "prompt", "id", **settings)
+
+
 @pytest.mark.parametrize(
     "odd",
     [
