@@ -5,7 +5,8 @@
           --windows of rows + their results--> the target, as it is when all of it is written
 
 Each window is read three times and held only while it is looked at. What grows with the number of
-rows are the ids, and 16 bytes for the key of each row.
+rows are the ids, 16 bytes for each row's key, and about 80 bytes more at the end, where answers are
+looked up (measured, 2026-11).
 """
 
 import functools
