@@ -340,10 +340,11 @@ class Engine:
     def _around(self, job: Job, reader: Executor) -> Around:
         queue, load = self._queues.get(job.load.queue, Queue()), job.load
         # Only who goes into the queue, or may be turned away from it, asks for the others.
-        entering = Planned | Uploaded | Ended
+        asks = isinstance(job.state, Planned | Uploaded | Ended)
+        jobs = list(self._jobs.values()) if asks else []
         others = [
             other
-            for other in (self._jobs.values() if isinstance(job.state, entering) else ())
+            for other in jobs
             if other is not job and other.load.queue == load.queue and is_in_queue(other)
         ]
         room = queue.room(job.limits.max_enqueued_tokens)
@@ -353,7 +354,7 @@ class Engine:
             alone=not any(isinstance(other.state, Creating | Live) for other in others),
             room=None if room is None else room - sum(other.load.n_tokens for other in others),
             ours=frozenset((other.checkpoint.path, other.number) for other in (job, *others)),
-            here=frozenset(other.checkpoint.path for other in self._jobs.values()),
+            here=frozenset(other.checkpoint.path for other in jobs),
             ledger=self._ledger(job.checkpoint.path.parent),
             reader=reader,
         )
