@@ -305,7 +305,7 @@ class Bars:
         if tally.total == 0:
             return
         if not self._bars:
-            self._open()
+            self._open(tally.total)
         seconds = self._bars["Processing"].format_dict["elapsed"]
         for new in _bars(tally, seconds):
             if self._shown.get(new.name) != (new, tally.total):
@@ -331,13 +331,13 @@ class Bars:
         if new.name in self._below:
             self._below[new.name].set_description_str(below)
 
-    def _open(self) -> None:
+    def _open(self, total: int) -> None:
         tqdm = _tqdm()
         self._bars = {
             name: tqdm(
                 desc=name,
                 bar_format=_BAR,
-                total=0,
+                total=total,
                 position=position,
                 disable=None,  # silent where the output is not a terminal or notebook
                 dynamic_ncols=sys.stderr.isatty(),

@@ -1,6 +1,9 @@
 """Parquet in, parquet out: the same rows in the same order, whatever the files."""
 
+import io
 import json
+import re
+import sys
 
 import duckdb
 import pandas as pd
@@ -14,7 +17,6 @@ from pydantic import BaseModel
 import batchframe as bf
 from batchframe.emulator import CallableModel, Fault, LocalServer
 from batchframe.frames.files import Source
-from batchframe.progress import Silence
 
 
 @pytest.fixture
@@ -177,17 +179,16 @@ def test_rows_are_told_by_their_place_in_the_source(convert, source, calls, monk
     assert calls() == {}
 
 
-def test_progress_counts_rows_that_were_not_looked_at_yet(convert, source, monkeypatch):
-    shown = []
-
-    class Seen(Silence):
-        def show(self, tally):
-            shown.append(tally)
-
-    monkeypatch.setattr("batchframe.rounds.progress_for", lambda clock: Seen())
+def test_bars_count_rows_that_were_not_looked_at_yet(convert, source, monkeypatch):
     monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 10)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     convert(source(numbered(0, 50)), progress=True)
-    assert {tally.total for tally in shown} == {50}
+    assert set(re.findall(r"of (\d+) rows", terminal.getvalue())) == {"50"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 def test_a_file_that_is_damaged_is_named(convert, source, calls):
