@@ -463,8 +463,8 @@ def test_a_child_forked_while_its_parent_enters_a_queue_does_not_keep_others_out
 
     def enter(commit):
         ledger = Ledger(tmp_path, Storage(), SystemClock())
-        nothing = {"queue": ("a", "", "", "b"), "room": 10.0, "ours": (), "provider": None}
-        return ledger.put(1, commit=commit, **nothing)
+        nothing = {"ours": (), "here": (), "provider": None, "room": 10.0}
+        return ledger.put(1, commit=commit, queue=("a", "", "", "b"), **nothing)
 
     try:
         assert enter(fork)
