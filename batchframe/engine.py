@@ -34,7 +34,7 @@ from batchframe.core.batches import (
 )
 from batchframe.core.queues import Queue, queue_of
 from batchframe.core.retries import retry_delay, was_turned_away
-from batchframe.core.schedule import HOUR_SECONDS, until_create
+from batchframe.core.schedule import creates_of, until_create
 from batchframe.core.shards import MAX_CREATES_PER_HOUR
 from batchframe.core.spec import Account
 from batchframe.errors import ProviderError
@@ -283,18 +283,9 @@ class Engine:
         if checkpoint.path in self._counted:
             return
         self._counted.add(checkpoint.path)
-        ages = []
-        for shard in list(checkpoint.shards.values()):
-            match shard.state:
-                case Creating(since=at):
-                    ages.append(self.clock.now() - at)
-                case Live(batch=batch) | Ended(batch=batch) | Collected(batch=batch):
-                    ages.append(self.clock.now() - batch.created_at)
-                case _:
-                    pass
-        creates = self._creates.setdefault(checkpoint.spec.account, [])
-        now = self.clock.monotonic()
-        creates += [now - max(age, 0.0) for age in ages if age < HOUR_SECONDS]
+        states = [shard.state for shard in list(checkpoint.shards.values())]
+        creates, now = self._creates.setdefault(checkpoint.spec.account, []), self.clock.monotonic()
+        creates += [now - age for age in creates_of(states, self.clock.now())]
         creates.sort()
         del creates[:-MAX_CREATES_PER_HOUR]
 
@@ -347,14 +338,16 @@ class Engine:
             for other in jobs
             if other is not job and other.load.queue == load.queue and is_in_queue(other)
         ]
+        ours: dict[Path, set[int]] = {other.checkpoint.path: set() for other in jobs}
+        for other in (job, *others):
+            ours.setdefault(other.checkpoint.path, set()).add(other.number)
         room = queue.room(job.limits.max_enqueued_tokens)
         return Around(
             is_too_large=is_too_large(job, queue),
             fits=queue.is_stated and load.n_tokens <= (queue.room(None) or 0),
             alone=not any(isinstance(other.state, Creating | Live) for other in others),
             room=None if room is None else room - sum(other.load.n_tokens for other in others),
-            ours=frozenset((other.checkpoint.path, other.number) for other in (job, *others)),
-            here=frozenset(other.checkpoint.path for other in jobs),
+            ours=ours,
             ledger=self._ledger(job.checkpoint.path.parent),
             reader=reader,
         )
@@ -395,8 +388,6 @@ class Engine:
             self._learn(job, before)
         except BaseException as reason:  # noqa: BLE001 - raised again in the thread that waits
             job.error = job.error or reason
-        account = job.checkpoint.spec.account
-        self._create_due[account] = max(self._create_due.get(account, 0.0), job.create_due)
         job.note = note
         job.due = self.clock.monotonic() + delay
         if outcome is CROWDED:  # nor is there room for the others
@@ -408,7 +399,9 @@ class Engine:
         self._drop_if_idle(job)
 
     def _learn(self, job: Job, before: State) -> None:
-        """What a step tells of the job's queue."""
+        """What a step tells of the job's account and queue."""
+        account = job.checkpoint.spec.account
+        self._create_due[account] = max(self._create_due.get(account, 0.0), job.create_due)
         queue = self._queues.get(job.load.queue, Queue())
         match before, job.state:
             case Ended() | Uploaded(), Planned() | Dropped() if job.refusals:

@@ -9,7 +9,7 @@ can. A batch that nobody works on any more is in the queue until the provider sa
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from batchframe.checkpoint import Checkpoint
@@ -58,8 +58,7 @@ class Ledger:
         *,
         queue: tuple[str, ...],
         room: float,
-        ours: Collection[tuple[Path, int]],
-        here: Collection[Path],
+        ours: Mapping[Path, Collection[int]],
         provider: Provider,
         commit: Callable[[], object],
     ) -> bool:
@@ -69,49 +68,41 @@ class Ledger:
             n_tokens: The shard's, as they are guessed.
             queue: Its queue, as `queue_of` has it.
             room: Tokens that the queue takes beside `ours`.
-            ours: Path and number of the shards that the caller counts itself.
-            here: The checkpoints that this process works on: what is not among `ours` there,
-                nobody works on.
+            ours: The checkpoints that this process works on: for each path, the numbers of the
+                shards that the caller counts itself. Nobody works on the others there.
             provider: Is asked about batches that may have ended.
             commit: Puts it into its checkpoint's log.
         """
         with self._lock:
-            if self._tokens(queue, ours, here) + n_tokens > room:
+            if self._tokens(queue, ours) + n_tokens > room:
                 now = self._clock.monotonic()
                 if now >= self._next_asked:
                     self._next_asked = now + _ASKED_SECONDS
-                    self._ask(queue, ours, here, provider)
+                    self._ask(queue, ours, provider)
             with self._claim():
-                tokens = self._tokens(queue, ours, here)
+                tokens = self._tokens(queue, ours)
                 if tokens and tokens + n_tokens > room:
                     return False
                 commit()
                 return True
 
-    def _tokens(
-        self,
-        queue: tuple[str, ...],
-        ours: Collection[tuple[Path, int]],
-        here: Collection[Path],
-    ) -> int:
+    def _tokens(self, queue: tuple[str, ...], ours: Mapping[Path, Collection[int]]) -> int:
         self._refresh()
-        return sum(n_tokens for n_tokens, _ in self._others(queue, ours, here))
+        return sum(n_tokens for n_tokens, _ in self._others(queue, ours))
 
     def _others(
-        self,
-        queue: tuple[str, ...],
-        ours: Collection[tuple[Path, int]],
-        here: Collection[Path],
+        self, queue: tuple[str, ...], ours: Mapping[Path, Collection[int]]
     ) -> Iterator[tuple[int, State]]:
         """Tokens of all shards of others in the queue, and where they stand."""
         for path, checkpoint in self._known.items():
             account = checkpoint.spec.account
             if queue_of(account, queue[-1]) != queue:
                 continue
-            at_work = path not in here and checkpoint.is_at_work()
+            counted = ours.get(path, ())
+            at_work = path not in ours and checkpoint.is_at_work()
             for number, shard in checkpoint.shards.items():
                 state = shard.state
-                if (path, number) in ours or not self._is_in_queue(state, at_work=at_work):
+                if number in counted or not self._is_in_queue(state, at_work=at_work):
                     continue
                 if checkpoint.model_of(number) == queue[-1]:
                     yield shard.frozen.n_tokens, state
@@ -129,17 +120,13 @@ class Ledger:
                 return False
 
     def _ask(
-        self,
-        queue: tuple[str, ...],
-        ours: Collection[tuple[Path, int]],
-        here: Collection[Path],
-        provider: Provider,
+        self, queue: tuple[str, ...], ours: Mapping[Path, Collection[int]], provider: Provider
     ) -> None:
         """Find out which live batches have ended, and which creates came to nothing.
 
         The oldest are the likeliest.
         """
-        states = [state for _, state in self._others(queue, ours, here)]
+        states = [state for _, state in self._others(queue, ours)]
         live = [state.batch for state in states if isinstance(state, Live)]
         for batch in sorted(live, key=lambda one: one.created_at)[:_ASKED]:
             try:

@@ -234,15 +234,11 @@ class Texts(Silence):
         self._text = text
 
 
-class _Above(logging.Handler):
-    """What is logged stands above the bars of a terminal, and not across them."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _tqdm().write(f"batchframe: {self.format(record)}", file=sys.stderr)
-
-
 class _Aside:
-    """A stream of the terminal that the bars make room for."""
+    """A stream of the terminal: what is logged stands above the bars, and not across them.
+
+    Handlers keep their levels and filters, which `tqdm.contrib.logging` does not leave them.
+    """
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -264,7 +260,7 @@ class Bars:
         self._bars: dict[str, tqdm[Any]] = {}
         self._below: dict[str, tqdm[Any]] = {}
         self._shown: dict[str, tuple[_Bar, int]] = {}
-        self._above = _Above(logging.WARNING)
+        self._own: logging.Handler | None = None
         self._moved: list[tuple[logging.StreamHandler[Any], Any]] = []
 
     def __enter__(self) -> Self:
@@ -272,7 +268,10 @@ class Bars:
             return self
         # Who has handlers has said where all of it is to go; in the same terminal, above the bars.
         if not _LOG.hasHandlers():
-            _LOG.addHandler(self._above)
+            self._own = logging.StreamHandler(sys.stderr)
+            self._own.setLevel(logging.WARNING)
+            self._own.setFormatter(logging.Formatter("batchframe: %(message)s"))
+            _LOG.addHandler(self._own)
         for handler in {*_LOG.handlers, *logging.root.handlers}:
             stream = getattr(handler, "stream", None)
             if isinstance(handler, logging.StreamHandler) and stream in (sys.stdout, sys.stderr):
@@ -286,9 +285,10 @@ class Bars:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        _LOG.removeHandler(self._above)
         for handler, stream in self._moved:
             handler.setStream(stream)
+        if self._own is not None:
+            _LOG.removeHandler(self._own)
         for line in self._below.values():
             line.clear()  # it moves up where another one had nothing to say
         for bar in self._bars.values():

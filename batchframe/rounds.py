@@ -178,7 +178,7 @@ class Rounds:
             self.checkpoint.set_limit("max_error_ratio", self.options.max_error_ratio)
             self._n_ahead = self.n_rows
         for rows in self.windows() if self.windows is not None else ():
-            self._n_ahead -= len(rows) - rows.prompts.null_count
+            self._n_ahead -= rows.n_asked
             self._take_up(rows)
             del rows  # given up before the next ones are read
         self._has_windows = False

@@ -88,8 +88,7 @@ def rounds_of_rows(
     checkpoint = Checkpoint.open(path, spec, storage or Storage(), engine.clock)
     if keys is not None and checkpoint.spec.to_json() != spec.to_json():
         keys = row_keys(rows, checkpoint.spec, dialect)  # an equal one has other bytes there
-    n_rows = _n_asked(rows)
-    return Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine, n_rows)
+    return Rounds(lambda: (rows,), keys, checkpoint, submission, options, engine, rows.n_asked)
 
 
 def rounds_of_checkpoint(
@@ -152,7 +151,7 @@ def run_windows(
     n_rows = n_seen = 0
     # All of them once, so that a mistake in the last row is told before the first is sent.
     for rows in windows():
-        n_rows += _n_asked(rows)
+        n_rows += rows.n_asked
         before, n_seen = n_seen, n_seen + len(rows)
         if line_bytes_at_most(rows, spec, dialect) > submission.limits.max_bytes:
             keys = row_keys(rows, spec, dialect)
@@ -161,10 +160,6 @@ def run_windows(
     rounds = Rounds(windows, None, checkpoint, submission, options, engine, n_rows)
     rounds.work()
     return rounds.tries.keys_of_windows
-
-
-def _n_asked(rows: Rows) -> int:
-    return len(rows) - int(rows.prompts.null_count)
 
 
 def _check_sizes(ids: pa.Array, keys: RowKeys, max_bytes: int, *, before: int = 0) -> None:

@@ -6,7 +6,7 @@ worth telling. `Unavailable` says that the provider gave no answer: the engine t
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,10 +79,9 @@ class Around:
     alone: bool
     #: Tokens that it takes beside our other shards; None where no limit is known.
     room: float | None
-    #: Path and number of our other shards that are in it or on their way.
-    ours: frozenset[tuple[Path, int]]
-    #: The checkpoints that this process works on.
-    here: frozenset[Path]
+    #: The checkpoints that this process works on: for each path, the numbers of those shards that
+    #: are in it or on their way.
+    ours: Mapping[Path, Collection[int]]
     #: What others have in it.
     ledger: Ledger
     #: Reads results, those of one shard at a time.
@@ -149,7 +148,6 @@ def _enter(job: Job, submission: Submission, around: Around) -> bool:
         queue=job.load.queue,
         room=around.room,
         ours=around.ours,
-        here=around.here,
         provider=submission.provider,
         commit=commit,
     )
@@ -192,7 +190,11 @@ def _create(job: Job, submission: Submission, around: Around, file_id: str, cloc
             return turned_away
         case Unavailable():
             job.create_due = clock.monotonic() + (outcome.retry_after or 0.0)
-            _log.warning("shard %s: the create got no answer; looking for its batch", job.number)
+            _log.warning(
+                "shard %s: the create got no answer (%s); looking for its batch",
+                job.number,
+                outcome,
+            )
             job.searches, job.searched_since = 0, None
             return AT_ONCE
 

@@ -69,9 +69,9 @@ MUTATIONS = (
     Mutation(
         "the intent before the create",
         "steps.py",
-        '            _log.warning("shard %s: the create got no answer',
+        "            job.searches, job.searched_since = 0, None\n            return AT_ONCE",
         "            checkpoint.commit(job.number, CreateRefused(code='', message=''))\n"
-        '            _log.warning("shard %s: the create got no answer',
+        "            job.searches, job.searched_since = 0, None\n            return AT_ONCE",
         "engine/test_engine.py",
         "reply_was_lost",
     ),

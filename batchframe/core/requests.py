@@ -79,6 +79,11 @@ class Rows:
         """How many rows there are."""
         return len(self.ids)
 
+    @property
+    def n_asked(self) -> int:
+        """How many of them ask something: those that have a prompt."""
+        return len(self) - int(self.prompts.null_count)
+
     def take(self, positions: pa.Array) -> "Rows":
         """The rows at `positions`, in that order."""
         n = len(positions)

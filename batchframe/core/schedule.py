@@ -11,12 +11,13 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from batchframe.core.batches import BatchSeen, Collected, Creating, Ended, Live, State
 from batchframe.core.queues import Queue
 from batchframe.core.shards import Limits
 
-__all__ = ["HOUR_SECONDS", "Load", "admit", "until_create"]
+__all__ = ["Load", "admit", "creates_of", "until_create"]
 
-HOUR_SECONDS = 3600.0
+_HOUR_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,24 @@ def until_create(creates: Sequence[float], now: float, per_hour: int) -> float:
     """
     if len(creates) < per_hour:
         return 0.0
-    return max(0.0, creates[-per_hour] + HOUR_SECONDS - now)
+    return max(0.0, creates[-per_hour] + _HOUR_SECONDS - now)
+
+
+def creates_of(states: Iterable[State], now: float) -> list[float]:
+    """How many seconds ago batches of shards were created, where that was within the last hour.
+
+    `now` is on the clock of the service: seconds since the epoch.
+    """
+    ages = []
+    for state in states:
+        match state:
+            case Creating(since=at) | Live(batch=BatchSeen(created_at=at)):
+                ages.append(now - at)
+            case Ended(batch=BatchSeen(created_at=at)) | Collected(batch=BatchSeen(created_at=at)):
+                ages.append(now - at)
+            case _:
+                pass
+    return [max(age, 0.0) for age in ages if age < _HOUR_SECONDS]
 
 
 def admit(

@@ -117,19 +117,18 @@ def cut_shards(
     the caller's to refuse before anything is cut. `by_model` has the limits of models whose queues
     are known, each its own; `limits` holds for all others.
     """
-    usual = limits
     parts: list[Requests] = []
     n = n_bytes = n_tokens = 0
     for chunk in chunks:
         if n and chunk.model != parts[0].model:
             yield Requests.joined(parts)
             parts, n, n_bytes, n_tokens = [], 0, 0, 0
-        limits = by_model.get(chunk.model, usual)
-        most_tokens = limits.max_enqueued_tokens or math.inf
+        own = by_model.get(chunk.model, limits)
+        most_tokens = own.max_enqueued_tokens or math.inf
         size, tokens = sum(map(len, chunk.lines)), sum(chunk.n_tokens)
         if (
-            n + len(chunk) <= limits.max_requests
-            and n_bytes + size <= limits.max_bytes
+            n + len(chunk) <= own.max_requests
+            and n_bytes + size <= own.max_bytes
             and n_tokens + tokens <= most_tokens
         ):  # all of it fits, and need not be looked at one by one
             parts.append(chunk)
@@ -138,8 +137,8 @@ def cut_shards(
         start = 0
         for place, (line, tokens) in enumerate(zip(chunk.lines, chunk.n_tokens, strict=True)):
             if n and (
-                n == limits.max_requests
-                or n_bytes + len(line) > limits.max_bytes
+                n == own.max_requests
+                or n_bytes + len(line) > own.max_bytes
                 or n_tokens + tokens > most_tokens
             ):
                 yield Requests.joined([*parts, chunk.part(start, place)])

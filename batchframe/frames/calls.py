@@ -107,7 +107,7 @@ def answered(
     from batchframe.core.results import RESULT_SCHEMA
 
     rows, finish = asked(frame, call, id_col, columns)
-    if rows.prompts.null_count == len(rows):
+    if not rows.n_asked:
         return finish(RESULT_SCHEMA.empty_table(), pa.nulls(len(rows), pa.int64()), None)
     return finish(*answer(rows))
 

@@ -155,7 +155,7 @@ class Source:
             # Without reading ahead, which would hold all of a file's columns.
             with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
                 for _, group in groups:
-                    yield from _batches(file, group, stretch.n_of_window, columns)
+                    yield from _read(file, group, stretch.n_of_window, columns)
 
 
 class _Stretch(NamedTuple):
@@ -196,7 +196,7 @@ def _n_bytes(file: pq.ParquetFile, group: int) -> int:
     if n_rows <= _SAMPLE_ROWS:
         return n_bytes
     size = max(1, min(_SAMPLE_ROWS, n_rows * _WINDOW_BYTES // max(1, n_bytes)))
-    sample = next(_batches(file, group, size, None))
+    sample = next(_read(file, group, size, None))
     return max(n_bytes, sum(map(_n_bytes_of_rows, sample.columns)) * n_rows // len(sample))
 
 
@@ -208,7 +208,7 @@ def _n_bytes_of_rows(column: pa.Array) -> int:
     return n_bytes
 
 
-def _batches(
+def _read(
     file: pq.ParquetFile, group: int, size: int, columns: Sequence[str] | None
 ) -> Iterator[pa.RecordBatch]:
     # One row group at a time, as no others can be read where a list or struct holds dictionaries.
@@ -365,7 +365,7 @@ def write_answers(
         return map(rows_of, source.windows(needed), source.starts())
 
     # Where nothing is asked no key is needed. Whoever sends looks at all rows before that.
-    is_asked = any(map(_n_asked, windows()))
+    is_asked = any(rows.n_asked for rows in windows())
     checkpoint, keys = send(windows) if is_asked else (None, [])
     status = None if checkpoint is None else unanswered(checkpoint)
 
@@ -390,10 +390,6 @@ def write_answers(
         finally:
             source.check_unchanged()
         failures.check()  # before the target is replaced
-
-
-def _n_asked(rows: Rows) -> int:
-    return len(rows) - int(rows.prompts.null_count)
 
 
 def _check(

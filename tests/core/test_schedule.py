@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchframe.core.schedule import Load, admit
+from batchframe.core.batches import BatchSeen, BatchStatus, Creating, Ended, Live, Planned
+from batchframe.core.schedule import Load, admit, creates_of
 from batchframe.core.shards import Limits
 
 MINE = ("https://api.openai.com/v1/", "", "", "gpt-4o-mini")
@@ -115,3 +116,19 @@ def test_what_is_live_after_admission_keeps_the_limits_and_something_always_goes
             assert most_tokens is None or tokens <= most_tokens or len(after) == 1
         elif ours:
             assert before, "a queue with nothing live admits its first shard"
+
+
+def test_creates_of_the_last_hour_count_whatever_became_of_them():
+    def batch(created_at):
+        return BatchSeen(
+            batch_id="b", input_file_id="f", status=BatchStatus.COMPLETED, created_at=created_at
+        )
+
+    states = [
+        Planned(),
+        Creating(file_id="f", token="t", since=9_000),
+        Live(batch=batch(6_401)),
+        Ended(batch=batch(6_400)),  # an hour ago
+        Ended(batch=batch(10_005)),  # by a clock that is ahead of ours
+    ]
+    assert creates_of(states, now=10_000) == [1_000, 3_599, 0]

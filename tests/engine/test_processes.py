@@ -463,7 +463,7 @@ def test_a_child_forked_while_its_parent_enters_a_queue_does_not_keep_others_out
 
     def enter(commit):
         ledger = Ledger(tmp_path, Storage(), SystemClock())
-        nothing = {"ours": (), "here": (), "provider": None, "room": 10.0}
+        nothing = {"ours": {}, "provider": None, "room": 10.0}
         return ledger.put(1, commit=commit, queue=("a", "", "", "b"), **nothing)
 
     try:
