@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import httpx2
 import pyarrow as pa
 import pytest
 
@@ -666,6 +667,43 @@ def test_a_batch_that_is_larger_than_the_queue_is_cut_into_smaller_ones(run, clo
         batches = [batch.status for batch in server.client().batches.list(limit=100)]
         assert batches.count("failed") == 1
         assert batches.count("completed") >= 4
+
+
+def test_first_rows_are_answered_and_collected_before_the_last_are_read(tmp_path):
+    rows = Rows(ids=pa.array(range(2)), prompts=pa.array(["first", "last"]))
+    collected = threading.Event()
+
+    def seen(request):
+        if request.method == "DELETE":  # of our files, once their results are in the checkpoint
+            collected.set()
+
+    with (
+        LocalServer(stage_seconds=0) as server,
+        httpx2.Client(event_hooks={"request": [seen]}) as http,
+    ):
+        provider = Provider(server.client(http_client=http))
+        asked = []
+
+        def windows():
+            asked.append("once more")
+            yield rows.take(pa.array([0]))
+            assert len(asked) == 1 or collected.wait(60)  # the first time they are only looked at
+            yield rows.take(pa.array([1]))
+
+        run_windows(
+            windows,
+            Spec(model="gpt-4o", account=provider.account),
+            Submission(
+                provider=provider,
+                limits=Limits(),
+                completion_window="24h",
+                poll_interval=0.01,
+                delete_remote=True,
+            ),
+            tmp_path / "checkpoint",
+            options=Options(progress=False),
+        )
+        assert_each_paid_once(server, 2)
 
 
 def test_windows_of_rows_learn_the_queue_too(clock, engine, tmp_path):
