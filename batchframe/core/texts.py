@@ -23,6 +23,8 @@ def printable(text: str, limit: int | None = None) -> str:
 
 def dollars(amount: float) -> str:
     """An amount in print: two digits that count, and cents where it is more."""
+    # Sums in another order differ in their last bit, and are to read the same all the same.
+    amount = round(amount, 12)
     if amount == 0 or amount >= 1:
         return f"${amount:,.2f}"
     return f"${amount:.{1 - math.floor(math.log10(amount))}f}"

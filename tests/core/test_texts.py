@@ -1,8 +1,10 @@
 """What people read: texts that are safe to show, times that are easy to take in."""
 
+import math
+
 import pytest
 
-from batchframe.core.texts import duration, printable
+from batchframe.core.texts import dollars, duration, printable
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,10 @@ def test_a_text_becomes_one_line_that_nothing_obeys(text, limit, shown):
 )
 def test_a_time_is_told_in_its_two_largest_units(seconds, shown):
     assert duration(seconds) == shown
+
+
+def test_sums_that_differ_in_their_last_bit_read_the_same():
+    cost = 0.000405
+    other = math.nextafter(cost, 1)
+    assert f"{cost:.5f}" != f"{other:.5f}"
+    assert dollars(cost) == dollars(other) == "$0.00040"
