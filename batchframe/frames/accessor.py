@@ -901,7 +901,8 @@ def complete_parquet(
         params=params,
         keywords=_keywords(complete_parquet),
     )
-    from batchframe.frames.files import Source, write_answers
+    from batchframe.frames.files import write_answers
+    from batchframe.frames.sources import Source
 
     path = Path(target).expanduser()
     send = functools.partial(sent_windows, settings=settings, spec=call.spec)

@@ -163,7 +163,7 @@ def test_a_run_raises_at_its_result_and_gives_what_there_is(served, checkpoint):
 def test_a_file_is_written_only_where_all_rows_are_answered(
     served, checkpoint, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 3)
+    monkeypatch.setattr("batchframe.frames.sources._WINDOW_ROWS", 3)
     frame = pl.DataFrame({"id": range(10), "prompt": ["a"] * 7 + ["bad"] + ["a"] * 2})
     frame.write_parquet(tmp_path / "in.parquet")
     target = tmp_path / "out.parquet"
@@ -386,7 +386,7 @@ def test_failures_that_are_being_tried_again_have_not_ended(complete, picky, che
 
 
 def test_files_hold_it_too(served, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 4)
+    monkeypatch.setattr("batchframe.frames.sources._WINDOW_ROWS", 4)
     prompts = ["a", "bad 1", "bad 2", "bad 3", *"bcdefg"]
     frame = pl.DataFrame({"id": range(10), "prompt": prompts})
     frame.write_parquet(tmp_path / "in.parquet")
@@ -413,7 +413,7 @@ def test_files_hold_it_too(served, checkpoint, tmp_path, monkeypatch):
 def test_all_windows_are_written_down_before_a_run_is_stopped(
     served, checkpoint, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 4)
+    monkeypatch.setattr("batchframe.frames.sources._WINDOW_ROWS", 4)
     prompts = ["a", "bad 1", "bad 2", "bad 3", *"bcdefg"]
     frame = pl.DataFrame({"id": range(10), "prompt": prompts})
     frame.head(4).write_parquet(tmp_path / "first.parquet")

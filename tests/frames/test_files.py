@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 import batchframe as bf
 from batchframe.emulator import CallableModel, Fault, LocalServer
-from batchframe.frames.files import Source
+from batchframe.frames.sources import Source
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_files_of_a_directory_a_glob_and_a_list_are_read_in_the_order_of_their_n
 
 
 def test_rows_that_are_many_are_looked_at_some_at_a_time(convert, source, paid, monkeypatch):
-    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 7)
+    monkeypatch.setattr("batchframe.frames.sources._WINDOW_ROWS", 7)
     out = convert(source(numbered(0, 50)), limits=bf.Limits(max_requests=4))
     assert out["completion"].to_list() == [f"echo: row {n}" for n in range(50)]
     assert paid() == 50
@@ -168,7 +168,7 @@ def test_many_categories_do_not_make_windows_small(source, tmp_path):
 
 
 def test_rows_are_told_by_their_place_in_the_source(convert, source, calls, monkeypatch):
-    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 10)
+    monkeypatch.setattr("batchframe.frames.sources._WINDOW_ROWS", 10)
     data = numbered(0, 30)
     data["prompt"][27] = None
     with pytest.raises(bf.RowError, match=r"empty in row 7, .* Rows count from row 20 of the"):
@@ -180,7 +180,7 @@ def test_rows_are_told_by_their_place_in_the_source(convert, source, calls, monk
 
 
 def test_bars_count_rows_that_were_not_looked_at_yet(convert, source, monkeypatch):
-    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 10)
+    monkeypatch.setattr("batchframe.frames.sources._WINDOW_ROWS", 10)
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     convert(source(numbered(0, 50)), progress=True)
     assert set(re.findall(r"of (\d+) rows", terminal.getvalue())) == {"50"}
@@ -203,7 +203,7 @@ def test_a_file_that_is_damaged_is_named(convert, source, calls):
 
 
 def test_rows_that_fail_for_a_while_are_tried_again_in_every_window(convert, source, monkeypatch):
-    monkeypatch.setattr("batchframe.frames.files._WINDOW_ROWS", 5)
+    monkeypatch.setattr("batchframe.frames.sources._WINDOW_ROWS", 5)
     tries = {}
 
     def answer(body):
