@@ -387,7 +387,7 @@ def test_it_reads_well(without_network):
         "  paid already                         0",
         "  under way                            0",
         "  without prompt                       1",
-        "  duplicates  1  dedupe=True would leave them out and save $0.00000082 to $0.0000037",
+        "  duplicates  1  dedupe=True would leave them out and save $0.00000083 to $0.0000037",
         "requests                               3  in 1 batch, 0.00 MB",
         "input tokens                    24 to 31  3 rows counted by o200k_base",
         "output tokens                    3 to 30",
