@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, field_validator
 
 import batchframe as bf
 from batchframe.emulator import CallableModel, Fault, LocalServer
@@ -454,4 +454,30 @@ def test_a_source_that_changes_meanwhile_is_joined_with_no_answers(convert, sour
         source(numbered(0, 20))
         out = convert(path, client=server.client())
         assert out["completion"].to_list() == [f"echo: row {n}" for n in range(20)]
+        assert set(server.executions().values()) == {1}
+
+
+def test_a_source_that_changes_while_its_answers_are_written_leaves_no_target(
+    convert, source, tmp_path
+):
+    path = source(numbered(0, 20))
+    left = [numbered(0, 20)]
+
+    class Answer(BaseModel):
+        text: str
+
+        @field_validator("text")
+        @classmethod
+        def read(cls, text: str) -> str:
+            if left:  # all rows were read for the last time, and the target is not there yet
+                source(left.pop())
+            return text
+
+    with LocalServer(CallableModel(lambda _: '{"text": "fine"}'), stage_seconds=0) as server:
+        call = {"client": server.client(), "response_format": Answer}
+        with pytest.raises(bf.ParameterError, match=r"in\.parquet was changed while"):
+            convert(path, **call)
+        assert [file.name for file in tmp_path.iterdir() if "out" in file.name] == []
+
+        assert convert(path, **call)["completion"].to_list() == [{"text": "fine"}] * 20
         assert set(server.executions().values()) == {1}
