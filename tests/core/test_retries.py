@@ -13,6 +13,7 @@ from batchframe.core.retries import (
     hopeless,
     latest,
     poll_delay,
+    queue_delay,
     retry_delay,
     too_many,
     unfinished,
@@ -121,6 +122,14 @@ def test_waits_double_up_to_two_minutes(attempt, seconds):
 )
 def test_what_the_service_asks_for_is_never_undercut(asked, seconds):
     assert retry_delay(3, retry_after=asked) == seconds
+
+
+@pytest.mark.parametrize(
+    ("attempt", "seconds"),
+    [(1, 5), (2, 60), (3, 120), (4, 240), (6, 960), (7, 1_800), (8, 1_800), (5_000, 1_800)],
+)
+def test_a_full_queue_is_tried_soon_and_then_ever_more_rarely_up_to_half_an_hour(attempt, seconds):
+    assert queue_delay(attempt) == seconds
 
 
 @pytest.mark.parametrize(

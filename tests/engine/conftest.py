@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pyarrow as pa
 import pytest
 
@@ -51,9 +52,10 @@ def run(engine: Engine, tmp_path: Path) -> Callable[..., list[dict[str, Any] | N
         storage: Storage | None = None,
         ask_if_unknown: bool = False,
         delete_remote: bool = False,
+        client: openai.OpenAI | None = None,
         **options: Any,
     ) -> list[dict[str, Any] | None]:
-        provider = Provider(server.client())
+        provider = Provider(client or server.client())
         answers = run_rows(
             Rows(
                 ids=pa.array(list(rows), pa.int64()),

@@ -990,6 +990,28 @@ def test_a_queue_that_is_full_at_create_and_says_no_number_is_waited_for(run, cl
         assert_each_paid_once(server, 10)
 
 
+def test_a_queue_that_stays_full_is_tried_ever_more_rarely(run, clock):
+    tried = []
+
+    def seen(request):
+        if request.method == "POST" and request.url.path.endswith("/batches"):
+            tried.append(clock.monotonic())
+
+    with (
+        LocalServer(clock=clock, stage_seconds=30) as server,
+        httpx2.Client(event_hooks={"request": [seen]}) as http,
+    ):
+        # Of several rows, and with a limit that they fit into: so it is others who fill it.
+        server.inject(Fault("batches.create", "queue-full:400", times=5))
+        client = server.client(http_client=http)
+        results = run(server, rows_of(10), model="gpt-4o", max_retries=0, client=client)
+
+        assert completions(results) == answers_to(rows_of(10))
+        assert_each_paid_once(server, 10)
+    pauses = [later - earlier for earlier, later in itertools.pairwise(tried)]
+    assert pauses == pytest.approx([5, 60, 120, 240, 480], abs=1)
+
+
 @pytest.mark.parametrize("kind", ["queue-full", "queue-full:5", "queue-full:5:429"])
 def test_a_row_that_a_queue_never_takes_at_create_ends_the_run(run, clock, kind):
     with LocalServer(clock=clock, stage_seconds=30) as server:
