@@ -706,6 +706,32 @@ def test_first_rows_are_answered_and_collected_before_the_last_are_read(tmp_path
         assert_each_paid_once(server, 2)
 
 
+def test_four_files_are_uploaded_at_once_and_never_more(run, server):
+    lock, are_four = threading.Lock(), threading.Event()
+    under_way, most = set(), 0
+
+    def began(request):
+        nonlocal most
+        if request.method == "POST" and request.url.path.endswith("/files"):
+            with lock:
+                under_way.add(request)
+                most = max(most, len(under_way))
+                if len(under_way) == 4:
+                    are_four.set()
+            assert are_four.wait(60)
+
+    def ended(response):
+        with lock:
+            under_way.discard(response.request)
+
+    with httpx2.Client(event_hooks={"request": [began], "response": [ended]}) as http:
+        client = server.client(http_client=http)
+        results = run(server, rows_of(40), limits=Limits(max_requests=2), client=client)
+
+    assert completions(results) == answers_to(rows_of(40))
+    assert most == 4
+
+
 def test_windows_of_rows_learn_the_queue_too(clock, engine, tmp_path):
     ids = pa.array(range(60), pa.int64())
     prompts = pa.array([f"question {row}" for row in range(60)])
