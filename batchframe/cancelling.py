@@ -100,7 +100,7 @@ class Cancelling:
                     if not isinstance(state, Dropped):
                         watch.watch(number)
                 elif not watch.engine.is_watched(checkpoint, number):
-                    watch.drop(number)
+                    watch.drop(number, is_unwanted=True)
 
     def _ask(self) -> None:
         now = self.watch.engine.clock.monotonic()

@@ -414,8 +414,8 @@ def _status_error(error: openai.APIStatusError, what: str, known: str | None) ->
         return Unavailable(said, retry_after=_retry_after(error))
     if status == 413 or "too large" in error.message:
         return ProviderError(
-            f"{said}. Run the same call again with a smaller Limits(max_bytes=...): what was not "
-            "sent yet is cut anew. What was collected so far is kept."
+            f"{said}. Run the same call again with a smaller Limits(max_requests=...): what was "
+            "not sent yet is cut anew. What was collected so far is kept."
         )
     return ProviderError(f"{said}. What was collected so far is kept.")
 

@@ -36,7 +36,7 @@ class Plan:
     #: Shards that hold rows which are wanted, to be waited for.
     under_way: list[int]
     #: Shards that are to be dropped: they were never sent, nobody watches them, and they hold rows
-    #: that nobody wants, lines that take the service for another, or more than this call's limits.
+    #: that nobody wants, or lines that take the service for another.
     unwanted: list[int]
     #: The positions of rows that go into new shards, those of one model together.
     to_freeze: pa.Array
@@ -93,6 +93,17 @@ class Planner:
             unwanted=unwanted,
             to_freeze=by_model(rows, pc.indices_nonzero(pc.and_(rest, is_own))),
             unsent=pc.indices_nonzero(pc.and_(unsent, is_own)),
+        )
+
+    def is_too_large(self, number: int) -> bool:
+        """True for a shard to be cut anew: an earlier call of larger limits left it unsent."""
+        shard, limits = self.checkpoint.shards[number], self.submission.limits
+        frozen = shard.frozen
+        is_within = frozen.n_requests <= limits.max_requests and frozen.n_bytes <= limits.max_bytes
+        return (
+            isinstance(shard.state, Unsent)
+            and not (is_within or frozen.n_requests == 1)
+            and not self.engine.is_watched(self.checkpoint, number)
         )
 
     def standing(self) -> pa.Table:
@@ -177,19 +188,8 @@ class Planner:
         shard = self.checkpoint.shards[number]
         return (
             not isinstance(shard.state, Unsent)
-            or (
-                n_wanted == shard.frozen.n_requests
-                and self._is_addressed(number)
-                and self._is_within(number)
-            )
+            or (n_wanted == shard.frozen.n_requests and self._is_addressed(number))
             or self.engine.is_watched(self.checkpoint, number)
-        )
-
-    def _is_within(self, number: int) -> bool:
-        """False for a shard that was cut by an earlier call, of larger limits than this one's."""
-        frozen, limits = self.checkpoint.shards[number].frozen, self.submission.limits
-        return frozen.n_requests == 1 or (
-            frozen.n_requests <= limits.max_requests and frozen.n_bytes <= limits.max_bytes
         )
 
     def _is_addressed(self, number: int) -> bool:

@@ -203,7 +203,7 @@ class Rounds:
             self.tries.resume(collected)
             for number, state in states.items():
                 if not isinstance(state, Collected | Dropped):
-                    self.watch.take_up(number)
+                    self._wait_for(number)
             if self.tolerance.ratio is not None:
                 self.tries.count_all(collected)
 
@@ -220,9 +220,9 @@ class Rounds:
             self.tries.keys_of_windows.append(plan.keys)
             self.tries.is_proven |= self.planner.is_proven
             for number in plan.unwanted:
-                watch.drop(number)
+                watch.drop(number, is_unwanted=True)
             for number in plan.under_way:
-                watch.take_up(number)
+                self._wait_for(number)
             if self.tolerance.ratio is not None:
                 self.tries.count_before(self.planner.standing())
             numbers = (job.number for job in watch.jobs)
@@ -232,6 +232,14 @@ class Rounds:
             if self.row_keys is not None:
                 self.budget.open(plan.keys, rows.take(plan.unsent), self.row_keys, plan.unsent)
             self._freeze(rows, plan.to_freeze)
+
+    def _wait_for(self, number: int) -> None:
+        """Wait for a shard that was there before, or have its rows sent in smaller ones."""
+        if self.planner.is_too_large(number):
+            self.watch.drop(number, is_unwanted=False)
+            self.tries.lose(number)
+        else:
+            self.watch.take_up(number)
 
     def _send_all(self, rows: Rows) -> None:
         """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""

@@ -65,10 +65,15 @@ class Watch:
         if job not in self.jobs:
             self.jobs.append(job)
 
-    def drop(self, number: int) -> None:
-        """Give up a shard that was not sent and that nobody watches: its rows are free."""
-        state = self.checkpoint.shards[number].state
-        self.checkpoint.drop(number, is_unwanted=True)
+    def drop(self, number: int, *, is_unwanted: bool) -> None:
+        """Give up a shard that was not sent and that nobody watches: its rows are free.
+
+        Those that are not unwanted are sent out of its lines, in the round that it was in.
+        """
+        shard = self.checkpoint.shards[number]
+        state = shard.state
+        self.rounds.setdefault(number, shard.frozen.round)
+        self.checkpoint.drop(number, is_unwanted=is_unwanted)
         if isinstance(state, Uploaded):
             delete_quietly(self.submission.provider, state.file_id)
 

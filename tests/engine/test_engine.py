@@ -1064,16 +1064,45 @@ def test_a_wish_to_wait_at_create_is_kept_by_all_shards_of_the_account(run, serv
 CREATE = ("POST", "/v1/batches")
 
 
-@pytest.mark.parametrize("smaller", [Limits(max_bytes=2_000), Limits(max_requests=4)])
+SMALLER = [Limits(max_bytes=2_000), Limits(max_requests=4)]
+
+
+@pytest.mark.parametrize("smaller", SMALLER)
 def test_a_file_that_is_too_large_is_cut_anew_by_a_call_of_smaller_limits(run, clock, smaller):
     with LocalServer(clock=clock, max_file_bytes=2_000) as server:
         with pytest.raises(
-            bf.ProviderError, match=r"too large.* with a smaller Limits\(max_bytes="
+            bf.ProviderError, match=r"too large.* with a smaller Limits\(max_requests="
         ):
             run(server, rows_of(40))
 
         assert completions(run(server, rows_of(40), limits=smaller)) == answers_to(rows_of(40))
         assert_each_paid_once(server, 40)
+
+
+@pytest.mark.parametrize("smaller", SMALLER)
+def test_a_file_that_is_too_large_is_cut_anew_without_its_frame(run, tmp_path, smaller):
+    with LocalServer(stage_seconds=0, max_file_bytes=2_000) as server:
+        with pytest.raises(bf.ProviderError, match="too large"):
+            run(server, rows_of(40))
+
+        path, options = tmp_path / "checkpoint", {"client": server.client(), "progress": False}
+        found = bf.open_run(path, limits=smaller, poll_interval=0.01, **options).wait()
+
+        assert sorted(found.result()["completion"].to_pylist()) == sorted(answers_to(rows_of(40)))
+        assert_each_paid_once(server, 40)
+
+
+def test_rows_that_are_cut_anew_count_on_their_tries(run, server):
+    server.inject(Fault("batches.create", "expire:0", times=None))
+    server.inject(Fault("files.create", "error-before:413", first=4))
+    with pytest.raises(bf.ProviderError, match="HTTP 413"):
+        run(server, rows_of(8), max_retries=3)
+    assert server.calls()["batches.create"] == 3
+
+    run(server, rows_of(8), max_retries=3, limits=Limits(max_requests=4))
+
+    # The last of four tries, in two batches.
+    assert server.calls()["batches.create"] == 5
 
 
 def test_what_was_created_before_the_process_began_counts_in_its_hour(run, server, clock, engine):
