@@ -4,9 +4,9 @@
           --windows of rows--> shards --> batches --> results in the checkpoint
           --windows of rows + their results--> the target, as it is when all of it is written
 
-Each window is read three times and held only while it is looked at. What grows with the number of
-rows are the ids, 16 bytes for each row's key, and about 80 bytes more at the end, where answers are
-looked up (measured, 2026-11).
+All rows are read three times, the last time with all columns, and a window of them is held only
+while it is looked at. What grows with the number of rows are the ids, 16 bytes for each row's key,
+and about 100 bytes more at the end, where answers are looked up (measured, 2026-11).
 """
 
 import functools
@@ -81,8 +81,9 @@ def write_answers(
             raise type(error)(f"{error} Rows count from row {start} of the source.") from None
 
     def windows() -> Iterator[Rows]:
-        return map(rows_of, source.windows(needed), source.starts())
+        return map(rows_of, source.windows(needed), source.starts(needed))
 
+    starts = source.starts()  # of all columns, whose damage is told before the first row is sent
     # Where nothing is asked no key is needed. Whoever sends looks at all rows before that.
     is_asked = any(map(attrgetter("n_asked"), windows()))
     checkpoint, keys = send(windows) if is_asked else (None, [])
@@ -100,7 +101,9 @@ def write_answers(
         return pa.table([*window.columns, *made.columns], schema=schema)
 
     failures = Failures(columns)
-    answers = iter(()) if checkpoint is None else find_windows(keys, checkpoint, prices)
+    answers = (
+        iter(()) if checkpoint is None else find_windows(_apart(keys, starts), checkpoint, prices)
+    )
     schema = pa.schema([*source.schema, *empty.schema], source.schema.metadata)
     with replacing(target) as path, pq.ParquetWriter(path, schema) as writer:
         try:
@@ -109,6 +112,15 @@ def write_answers(
         finally:
             source.check_unchanged()
         failures.check()  # before the target is replaced
+
+
+def _apart(
+    keys: list[pa.FixedSizeBinaryArray], starts: Sequence[int]
+) -> list[pa.FixedSizeBinaryArray]:
+    """The same keys, apart where other windows start."""
+    together = pa.concat_arrays([pa.array([], pa.binary(16)), *keys])
+    ends = (*starts[1:], len(together))
+    return [together[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _check(

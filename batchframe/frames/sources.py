@@ -1,6 +1,5 @@
 """The parquet files of a source -> all of their rows, a window at a time."""
 
-import functools
 import glob
 import os
 import sys
@@ -24,8 +23,11 @@ __all__ = ["Source"]
 
 #: Rows of a window, at most; and of what it holds, in bytes, about.
 _WINDOW_ROWS, _WINDOW_BYTES = 100_000, 32_000_000
-#: Rows of a row group that tell how large the others are.
-_SAMPLE_ROWS = 256
+#: Rows at the beginning of a row group that tell how large the others are, at most, and how many of
+#: them are read at a time.
+_SAMPLE_ROWS, _READ_ROWS = 256, 16
+#: Bytes of a column that are read from a file at a time.
+_BUFFER_BYTES = 1_000_000
 
 #: Columns that a message names, at most.
 _SHOWN = 5
@@ -51,6 +53,7 @@ class Source:
                 "another one."
             )
         self._stamps = {path: _stamp(path) for path in self.paths}
+        self._stretches: dict[tuple[str, ...] | None, list[_Stretch]] = {}
         self.schema: pa.Schema = _schema(self.paths[0])
         for path in self.paths[1:]:
             other = _schema(path)
@@ -87,9 +90,8 @@ class Source:
     def _check_unchanged(self, path: Path) -> None:
         if _stamp(path) != self._stamps[path]:
             raise ParameterError(
-                f"{path} was changed while its rows were answered, so nothing was written. "
-                "The answers are in the checkpoint: run the same call again, which pays for "
-                "new rows only."
+                f"{path} was changed while it was read, so nothing was written. Run the same call "
+                "again: answers that are in the checkpoint are not paid for again."
             )
 
     def column(self, label: str) -> pa.Array:
@@ -106,34 +108,68 @@ class Source:
     def windows(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """All rows, some at a time, with these columns; None is all.
 
-        A window has the same rows whatever its columns.
+        So many of them as these columns leave room for.
         """
-        for stretch in self._stretches:
+        for stretch in self._stretches_of(columns):
             batches = self._batches(stretch, columns)
             # By no loop, whose variable would hold a window while the next one is read.
             windows = range(0, stretch.n_rows, stretch.n_of_window)
             yield from (_window(batches, stretch.n_of_window) for _ in windows)
 
-    def starts(self) -> Iterator[int]:
-        """The number of each window's first row."""
+    def starts(self, columns: Sequence[str] | None = None) -> list[int]:
+        """The number of the first row of each window with these columns."""
+        starts: list[int] = []
         start = 0
-        for stretch in self._stretches:
-            yield from range(start, start + stretch.n_rows, stretch.n_of_window)
+        for stretch in self._stretches_of(columns):
+            starts += range(start, start + stretch.n_rows, stretch.n_of_window)
             start += stretch.n_rows
+        return starts
 
-    @functools.cached_property
-    def _stretches(self) -> "list[_Stretch]":
-        return list(_stretches(self.paths))
+    def _stretches_of(self, columns: Sequence[str] | None) -> "list[_Stretch]":
+        key = None if columns is None else tuple(columns)
+        if key not in self._stretches:
+            self._stretches[key] = list(self._stretch_by_stretch(columns))
+        return self._stretches[key]
+
+    def _stretch_by_stretch(self, columns: Sequence[str] | None) -> "Iterator[_Stretch]":
+        """Small row groups together, also of several files; a large one by itself, in windows."""
+        groups: list[tuple[Path, int]] = []
+        n_rows = n_bytes = 0
+
+        def stretch() -> _Stretch:
+            fit = n_rows * _WINDOW_BYTES // max(1, n_bytes)
+            return _Stretch(groups, n_rows, max(1, min(_WINDOW_ROWS, fit)))
+
+        for path in self.paths:
+            with self._open(path) as file:
+                for group in range(file.num_row_groups):
+                    n = file.metadata.row_group(group).num_rows
+                    size = _n_bytes(file, group, columns)
+                    if groups and (n_rows + n > _WINDOW_ROWS or n_bytes + size > _WINDOW_BYTES):
+                        yield stretch()
+                        groups, n_rows, n_bytes = [], 0, 0
+                    groups.append((path, group))
+                    n_rows, n_bytes = n_rows + n, n_bytes + size
+        if groups:
+            yield stretch()
 
     def _batches(
         self, stretch: "_Stretch", columns: Sequence[str] | None
     ) -> Iterator[pa.RecordBatch]:
         for path, groups in groupby(stretch.groups, key=itemgetter(0)):
-            self._check_unchanged(path)
-            # Without reading ahead, which would hold all of a file's columns.
-            with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
+            with self._open(path) as file:
                 for _, group in groups:
                     yield from _read(file, group, stretch.n_of_window, columns)
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[pq.ParquetFile]:
+        self._check_unchanged(path)
+        # By a small buffer and without reading ahead, which would hold whole columns of a group.
+        with (
+            _reading(path),
+            pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file,
+        ):
+            yield file
 
 
 class _Stretch(NamedTuple):
@@ -144,38 +180,30 @@ class _Stretch(NamedTuple):
     n_of_window: int
 
 
-def _stretches(paths: Iterable[Path]) -> Iterator[_Stretch]:
-    """Small row groups together, also of several files; a large one by itself, in windows."""
-    groups: list[tuple[Path, int]] = []
-    n_rows = n_bytes = 0
+def _n_bytes(file: pq.ParquetFile, group: int, columns: Sequence[str] | None) -> int:
+    """What these columns of a row group take in memory, about.
 
-    def stretch() -> _Stretch:
-        fit = n_rows * _WINDOW_BYTES // max(1, n_bytes)
-        return _Stretch(groups, n_rows, max(1, min(_WINDOW_ROWS, fit)))
-
-    for path in paths:
-        with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
-            for group in range(file.num_row_groups):
-                n = file.metadata.row_group(group).num_rows
-                size = _n_bytes(file, group)
-                if groups and (n_rows + n > _WINDOW_ROWS or n_bytes + size > _WINDOW_BYTES):
-                    yield stretch()
-                    groups, n_rows, n_bytes = [], 0, 0
-                groups.append((path, group))
-                n_rows, n_bytes = n_rows + n, n_bytes + size
-    if groups:
-        yield stretch()
-
-
-def _n_bytes(file: pq.ParquetFile, group: int) -> int:
-    """What a row group takes in memory, about: a text that is repeated stands once in the file."""
+    At least what they take in the file, where a text that is repeated stands once; and what the
+    first rows say of all.
+    """
     known = file.metadata.row_group(group)
-    n_rows, n_bytes = int(known.num_rows), int(known.total_byte_size)
-    if n_rows <= _SAMPLE_ROWS:
-        return n_bytes
-    size = max(1, min(_SAMPLE_ROWS, n_rows * _WINDOW_BYTES // max(1, n_bytes)))
-    sample = next(_read(file, group, size, None))
-    return max(n_bytes, sum(map(_n_bytes_of_rows, sample.columns)) * n_rows // len(sample))
+    n_read = n_bytes = 0
+    for batch in _read(file, group, _READ_ROWS, columns):
+        n_read += len(batch)
+        n_bytes += sum(map(_n_bytes_of_rows, batch.columns))
+        if n_read >= _SAMPLE_ROWS or n_bytes >= _WINDOW_BYTES:
+            break
+    in_file = sum(
+        known.column(index).total_uncompressed_size
+        for index in range(known.num_columns)
+        if columns is None or _is_part(known.column(index).path_in_schema, columns)
+    )
+    return max(int(in_file), n_bytes * int(known.num_rows) // max(1, n_read))
+
+
+def _is_part(path: str, columns: Sequence[str]) -> bool:
+    """True for what a file keeps of one of these columns: a list or struct has several parts."""
+    return any(path == label or path.startswith(f"{label}.") for label in columns)
 
 
 def _n_bytes_of_rows(column: pa.Array) -> int:
@@ -191,7 +219,13 @@ def _read(
 ) -> Iterator[pa.RecordBatch]:
     # One row group at a time, as no others can be read where a list or struct holds dictionaries.
     # In this thread: what each thread of a pool has freed, its heap keeps for itself.
-    yield from file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+    n_read, n_rows = 0, file.metadata.row_group(group).num_rows
+    for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+        n_read += len(batch)
+        yield batch
+        del batch  # not held while the next one is read
+    if n_read != n_rows:  # as of some lists of categories (pyarrow 26)
+        raise pa.ArrowInvalid(f"row group {group} has {n_rows} rows, and {n_read} were read")
 
 
 def _window(batches: Iterator[pa.RecordBatch], n_rows: int) -> pa.Table:
@@ -276,6 +310,8 @@ def _schema(path: Path) -> pa.Schema:
 def _reading(path: Path, then: str = " Nothing was written.") -> Iterator[None]:
     try:
         yield
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         reason = str(error).strip().rstrip(".")
         raise ParameterError(f"{path} cannot be read as parquet: {reason}.{then}") from None

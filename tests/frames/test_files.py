@@ -158,6 +158,46 @@ def test_a_window_holds_what_it_may_whatever_the_file_says(source, tmp_path, tex
     assert max(window.nbytes for window in windows) < 40_000_000
 
 
+def test_windows_of_small_files_hold_what_they_may(source, tmp_path):
+    # A document each, and questions about it: it stands once in its file.
+    for part in range(20):
+        document = pa.repeat(f"{part:0100000}", 100)
+        source(
+            {"id": range(part * 100, part * 100 + 100), "text": document}, f"in/{part:02}.parquet"
+        )
+    windows = Source(tmp_path / "in", tmp_path / "out.parquet").windows()
+    assert max(window.nbytes for window in windows) < 40_000_000
+
+
+def test_a_large_row_group_is_not_held_as_the_file_has_it(source, tmp_path):
+    texts = [f"{n:010}" * 200 for n in range(50_000)]
+    path = source({"id": range(50_000), "text": texts}, compression="none", use_dictionary=False)
+    assert pq.read_metadata(path).num_row_groups == 1
+    assert pq.read_metadata(path).row_group(0).total_byte_size > 100_000_000
+    before = pa.total_allocated_bytes()
+    windows = Source(path, tmp_path / "out.parquet").windows()
+    assert max(pa.total_allocated_bytes() - before for _ in windows) < 80_000_000
+
+
+def test_columns_that_are_not_sent_make_no_batches(convert, source, calls):
+    data = {**numbered(0, 3_000), "page": pa.repeat("x" * 100_000, 3_000)}
+    out = convert(source(data))
+    assert out["completion"].to_list() == [f"echo: row {n}" for n in range(3_000)]
+    assert out["page"].str.len_bytes().unique().to_list() == [100_000]
+    assert calls()["batches.create"] == 1
+
+
+def test_rows_that_pyarrow_does_not_find_are_not_dropped(convert, source, calls):
+    words = pa.array([["word"]], pa.list_(pa.dictionary(pa.int32(), pa.string())))
+    # Of such a file pyarrow 26 reads a column without rows.
+    path = source({**numbered(0, 1), "words": words}, data_page_size=50, write_batch_size=8)
+    with pytest.raises(
+        bf.ParameterError, match=r"in\.parquet cannot be read .*row group 0 has 1 rows, and 0 were"
+    ):
+        convert(path)
+    assert calls() == {}
+
+
 def test_many_categories_do_not_make_windows_small(source, tmp_path):
     words = pa.array([f"{n:0100}" for n in range(50_000)])
     column = pa.DictionaryArray.from_arrays(pa.array(range(2_000), pa.int32()), words)
