@@ -10,6 +10,7 @@ import math
 import sys
 import textwrap
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -246,8 +247,8 @@ class _Aside:
     def write(self, text: str) -> None:
         _tqdm().write(text, file=self._stream, end="")
 
-    def flush(self) -> None:
-        self._stream.flush()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Bars:
@@ -275,8 +276,9 @@ class Bars:
         for handler in {*_LOG.handlers, *logging.root.handlers}:
             stream = getattr(handler, "stream", None)
             if isinstance(handler, logging.StreamHandler) and stream in (sys.stdout, sys.stderr):
-                self._moved.append((handler, stream))
-                handler.setStream(_Aside(stream))
+                with suppress(AttributeError):  # of one that looks for its stream itself
+                    handler.setStream(_Aside(stream))
+                    self._moved.append((handler, stream))
         return self
 
     def __exit__(

@@ -88,9 +88,18 @@ def test_what_is_logged_stands_above_the_bars(clock, monkeypatch):
     assert not logging.getLogger("batchframe").handlers
 
 
-def test_what_handlers_write_into_the_terminal_stands_above_the_bars(clock, narrow, monkeypatch):
+class Coloured(logging.StreamHandler):
+    def format(self, record):
+        assert self.stream.isatty()
+        return super().format(record)
+
+
+@pytest.mark.parametrize("kind", [logging.StreamHandler, Coloured])
+def test_what_handlers_write_into_the_terminal_stands_above_the_bars(
+    clock, narrow, monkeypatch, kind
+):
     monkeypatch.setattr(sys, "stderr", narrow)
-    handler = logging.StreamHandler()  # as logging.basicConfig() makes it
+    handler = kind()  # as logging.basicConfig() makes it
     monkeypatch.setattr(logging.root, "handlers", [handler])
     tally = Tally(total=2000, prepared=2000, sent=1200, done=0, n_live=2)
     with progress_for(clock) as bars:
@@ -99,6 +108,28 @@ def test_what_handlers_write_into_the_terminal_stands_above_the_bars(clock, narr
         bars.show(replace(tally, done=2000))
     assert re.search(r"\r +\ra line of a log\n", narrow.getvalue())  # where a bar was wiped away
     assert handler.stream is narrow
+
+
+class Redirected(logging.StreamHandler):
+    """Writes to what is the terminal in that moment, as the handler of Airflow does."""
+
+    def __init__(self):
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+
+def test_a_handler_that_keeps_its_stream_does_not_stop_a_call(clock, narrow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", narrow)
+    handlers = [Redirected(), logging.StreamHandler()]
+    monkeypatch.setattr(logging.root, "handlers", handlers)
+    with progress_for(clock) as bars:
+        bars.show(Tally(total=2000, prepared=2000, sent=1200, done=0, n_live=2))
+        logging.getLogger("another").warning("a line of a log")
+    assert narrow.getvalue().count("a line of a log\n") == 2
+    assert handlers[1].stream is narrow
 
 
 def test_a_refusal_is_a_warning_once_and_a_full_queue_is_none(run, clock, caplog):
