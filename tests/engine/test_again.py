@@ -86,6 +86,20 @@ def test_rows_with_models_of_their_own_are_cut_anew_for_the_queue_of_their_model
         assert set(server.executions().values()) == {1}
 
 
+def test_the_queue_of_one_model_cuts_no_batches_of_another(call, clock):
+    others = [f"another question {row}" for row in range(20)]
+    models = ["gpt-4o"] * 20 + ["gpt-4o-mini"] * 20
+    limit = {"gpt-4o": 100}
+    with LocalServer(clock=clock, stage_seconds=30, enqueued_token_limit=limit) as server:
+        call(server, QUESTIONS, models=models[:20])
+        before = server.calls()["batches.create"]
+        assert before > 2  # the queue's limit is known by now
+        results = call(server, [*QUESTIONS, *others], models=models)
+
+        assert [result["status"] for result in results] == ["ok"] * 40
+        assert server.calls()["batches.create"] - before == 1
+
+
 def test_runs_with_the_same_rows_try_them_no_more_often_than_one(call, clock):
     def broken(_body):
         return 500, {"error": {"message": "Sorry.", "code": "server_error"}}

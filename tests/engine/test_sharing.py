@@ -254,6 +254,28 @@ def test_a_small_run_does_not_wait_for_a_large_one_to_end(tmp_path):
         assert len(files) == 15
 
 
+def test_the_results_of_a_small_run_are_not_fetched_after_all_of_a_large_one(tmp_path):
+    ready = threading.Event()
+    clock = HeldClock(ready.is_set)
+    how = {"engine": Engine(clock), "limits": Limits(max_requests=1), "poll_interval": 60}
+    large, small = prompts_of("large", 24), prompts_of("small", 1)
+    with LocalServer(clock=clock, stage_seconds=60) as server, ThreadPoolExecutor(2) as pool:
+        runs = []
+        for path, prompts in ((tmp_path / "a", large), (tmp_path / "b", small)):
+            rounds = rounds_of(server, path, prompts, **how)
+            runs.append(pool.submit(outcome_of, rounds))
+            assert rounds.submitted.wait(60)
+        ready.set()  # all have been created in one moment, and end in one
+        assert [run.result(60) for run in runs] == [answers_to(large), answers_to(small)]
+
+        (batch,) = bf.open_run(tmp_path / "b").batches().to_pylist()
+        fetched = [call.path for call in server.log() if call.path.endswith("/content")]
+        output = server.client().batches.retrieve(batch["batch_id"]).output_file_id
+        place = fetched.index(f"/v1/files/{output}/content")
+        assert len(fetched) == 25
+        assert place <= 8  # four steps may be under way when it ends, and another four are next
+
+
 LIMITED = {"gpt-4o": 200}
 #: A prompt of these has 11 tokens as the server counts, and is guessed to have 15.
 LIMITS = Limits(max_requests=5, max_enqueued_tokens=200)
