@@ -156,6 +156,8 @@ def run_windows(
         if line_bytes_at_most(rows, spec, dialect) > submission.limits.max_bytes:
             keys = row_keys(rows, spec, dialect)
             _check_sizes(rows.ids, keys, submission.limits.max_bytes, before=before)
+            del keys
+        del rows  # given up before the next ones are read
     checkpoint = Checkpoint.open(path, spec, Storage(), engine.clock)
     rounds = Rounds(windows, None, checkpoint, submission, options, engine, n_rows)
     rounds.work()

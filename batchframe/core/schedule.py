@@ -50,7 +50,7 @@ def until_create(creates: Sequence[float], now: float, per_hour: int) -> float:
 def creates_of(states: Iterable[State], now: float) -> list[float]:
     """How many seconds ago batches of shards were created, where that was within the last hour.
 
-    `now` is on the clock of the service: seconds since the epoch.
+    `now` is in seconds since the epoch. The service is taken to have our clock.
     """
     ages = []
     for state in states:
