@@ -247,10 +247,18 @@ MUTATIONS = (
     Mutation(
         "rows that were prepared for another service are prepared anew",
         "planning.py",
-        "                and self._is_addressed(number)\n",
-        "",
+        " and self._is_addressed(number))",
+        ")",
         "frames/test_dialects.py",
         "prepared_anew",
+    ),
+    Mutation(
+        "rows that are cut anew count on their tries",
+        "watching.py",
+        "        self.rounds.setdefault(number, shard.frozen.round)\n        self.checkpoint.drop",
+        "        self.checkpoint.drop",
+        "engine/test_engine.py",
+        "count_on_their_tries",
     ),
     Mutation(
         "damaged results are made anew where somebody waits",
