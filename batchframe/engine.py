@@ -234,7 +234,7 @@ class Engine:
             before, began = list(jobs), time.perf_counter()
             look()
             if left <= 0 or (settled and jobs == before):
-                return settled
+                return settled and jobs == before
             if not all(job.is_settled for job in jobs):  # else there is only the end to look at
                 self.clock.pause(min(_LOOKS * (time.perf_counter() - began), 0.2))
 

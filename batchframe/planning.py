@@ -95,17 +95,6 @@ class Planner:
             unsent=pc.indices_nonzero(pc.and_(unsent, is_own)),
         )
 
-    def is_too_large(self, number: int) -> bool:
-        """True for a shard to be cut anew: an earlier call of larger limits left it unsent."""
-        shard, limits = self.checkpoint.shards[number], self.submission.limits
-        frozen = shard.frozen
-        is_within = frozen.n_requests <= limits.max_requests and frozen.n_bytes <= limits.max_bytes
-        return (
-            isinstance(shard.state, Unsent)
-            and not (is_within or frozen.n_requests == 1)
-            and not self.engine.is_watched(self.checkpoint, number)
-        )
-
     def standing(self) -> pa.Table:
         """The results that were read and are not tried again, with the columns FOR_PLANS."""
         results = latest(self._known)

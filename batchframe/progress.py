@@ -276,8 +276,10 @@ class Bars:
         for handler in {*_LOG.handlers, *logging.root.handlers}:
             stream = getattr(handler, "stream", None)
             if isinstance(handler, logging.StreamHandler) and stream in (sys.stdout, sys.stderr):
-                with suppress(AttributeError):  # of one that looks for its stream itself
-                    handler.setStream(_Aside(stream))
+                aside = _Aside(stream)
+                with suppress(Exception):  # of one that chooses its stream itself
+                    handler.setStream(aside)
+                if handler.stream is aside:
                     self._moved.append((handler, stream))
         return self
 

@@ -147,18 +147,24 @@ class ResultFiles(ShardFiles):
 
         A shard that has none is left out.
         """
-        found: dict[int, pa.FixedSizeBinaryArray] = {}
+        tried: dict[int, pa.FixedSizeBinaryArray] = {}
+        given_up: dict[int, pa.FixedSizeBinaryArray] = {}
         for number in self.inputs():
             match self.shards[number].state:
                 case Collected():
                     results = self.results_of(number, _FOR_TRIES)
-                    found[number] = results.filter(unfinished(results))["row_key"].combine_chunks()
+                    tried[number] = results.filter(unfinished(results))["row_key"].combine_chunks()
                 case Dropped(is_unwanted=False):
-                    found[number] = self.row_keys(number)
+                    given_up[number] = self.row_keys(number)
                 case _:
                     pass
-        newer = self.newer(found)
-        left = {number: keys.filter(newer[number].is_null()) for number, keys in found.items()}
+        # What was given up in favour of a later shard is in that one's place, and unwanted with it.
+        newer = {
+            **self.newer(tried, given_up={False}),
+            **self.newer(given_up, given_up={False, True}),
+        }
+        found = sorted((tried | given_up).items())
+        left = {number: keys.filter(newer[number].is_null()) for number, keys in found}
         return {number: keys for number, keys in left.items() if len(keys)}
 
     def _remove_inputs(self) -> None:

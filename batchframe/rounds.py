@@ -203,7 +203,7 @@ class Rounds:
             self.tries.resume(collected)
             for number, state in states.items():
                 if not isinstance(state, Collected | Dropped):
-                    self._wait_for(number)
+                    self.watch.take_up(number)
             if self.tolerance.ratio is not None:
                 self.tries.count_all(collected)
 
@@ -222,7 +222,7 @@ class Rounds:
             for number in plan.unwanted:
                 watch.drop(number, is_unwanted=True)
             for number in plan.under_way:
-                self._wait_for(number)
+                watch.take_up(number)
             if self.tolerance.ratio is not None:
                 self.tries.count_before(self.planner.standing())
             numbers = (job.number for job in watch.jobs)
@@ -232,14 +232,6 @@ class Rounds:
             if self.row_keys is not None:
                 self.budget.open(plan.keys, rows.take(plan.unsent), self.row_keys, plan.unsent)
             self._freeze(rows, plan.to_freeze)
-
-    def _wait_for(self, number: int) -> None:
-        """Wait for a shard that was there before, or have its rows sent in smaller ones."""
-        if self.planner.is_too_large(number):
-            self.watch.drop(number, is_unwanted=False)
-            self.tries.lose(number)
-        else:
-            self.watch.take_up(number)
 
     def _send_all(self, rows: Rows) -> None:
         """Make shards of all rows, of which nothing is known yet, and learn their keys by it."""
@@ -302,12 +294,8 @@ class Rounds:
         Returns the keys of each.
         """
         keys = []
-        # Lines that were written before may have taken the service for another.
-        url = self.dialect.url(self.checkpoint.spec.endpoint)
         with self.engine.freezing():
-            for requests in cut_shards(
-                (addressed(chunk, url) for chunk in chunks), self.submission.limits, limits
-            ):
+            for requests in self._shards_of(chunks, limits):
                 if self.checkpoint.is_cancelled():
                     self._n_unfrozen = 0
                     break
@@ -316,10 +304,22 @@ class Rounds:
                     raise Left
                 keys.append(pa.array(requests.row_keys, pa.binary(16)))
                 self._n_unfrozen -= len(requests)
-                number = self.checkpoint.freeze(requests, round_=round_)
-                self.watch.add(number, round_=round_)
+                self._hold(requests, round_)
                 look()
         return keys
+
+    def _shards_of(
+        self, chunks: Iterable[Requests], limits: Mapping[str | None, Limits]
+    ) -> Iterator[Requests]:
+        # Lines that were written before may have taken the service for another.
+        url = self.dialect.url(self.checkpoint.spec.endpoint)
+        return cut_shards(
+            (addressed(chunk, url) for chunk in chunks), self.submission.limits, limits
+        )
+
+    def _hold(self, requests: Requests, round_: int) -> None:
+        """Make a shard of requests, and hold it."""
+        self.watch.add(self.checkpoint.freeze(requests, round_=round_), round_=round_)
 
     def _send_again(self) -> None:
         """Make shards of the rows that are to be sent again, out of the lines that they had.
@@ -335,6 +335,19 @@ class Rounds:
                 # The queues were measured when the rows were there.
                 models = dict.fromkeys(map(checkpoint.model_of, left), lambda: None)
                 self._cut(lines, self._limits(models), round_=round_, look=self._show)
+
+    def _cut_anew(self, number: int) -> None:
+        """Make smaller shards of one that was held, out of its lines, in the round that it was in.
+
+        In one go, whoever cancels or leaves: a row in no shard is not seen by others.
+        """
+        checkpoint = self.checkpoint
+        lines = checkpoint.lines(number, checkpoint.row_keys(number))
+        limits = self._limits({checkpoint.model_of(number): lambda: None})
+        round_ = self.watch.rounds.get(number, checkpoint.shards[number].frozen.round)
+        self.watch.drop(number, is_unwanted=False)
+        for requests in self._shards_of([lines], limits):
+            self._hold(requests, round_)
 
     # Watching over
 
@@ -413,7 +426,10 @@ class Rounds:
             raise self.tolerance.exceeded(self._n_to_send())
 
     def _send_held(self) -> None:
-        """Send shards that were held, in their order, as far as there is room."""
+        """Send shards that were held, in their order, as far as there is room.
+
+        One that is larger than this call's limits gives way to smaller ones, behind all others.
+        """
         held = self.watch.held
         # Another run that plans may drop what nobody watches yet.
         with self.checkpoint.planning if held else nullcontext():
@@ -421,6 +437,8 @@ class Rounds:
                 number = held[0]
                 if isinstance(self.checkpoint.shards[number].state, Dropped):
                     self.tries.lose(held.pop(0))  # by a run that wants only some of its rows
+                elif self.watch.is_too_large(number):
+                    self._cut_anew(held.pop(0))
                 elif self._has_place() and self.budget.has_room(number, self.watch.jobs):
                     self.watch.watch(held.pop(0))
                 else:

@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -130,16 +130,21 @@ class ShardFiles(Log):
         """The row keys of a shard's lines, in its order."""
         return self.requests(number, ("row_key",))["row_key"].combine_chunks()
 
-    def newer(self, keys: Mapping[int, pa.FixedSizeBinaryArray]) -> dict[int, pa.Int64Array]:
+    def newer(
+        self, keys: Mapping[int, pa.FixedSizeBinaryArray], *, given_up: Collection[bool] = ()
+    ) -> dict[int, pa.Int64Array]:
         """The last shard that holds each row key of these, by shard; null where no later one does.
 
-        All of them are looked up together, and each shard is read once.
+        All of them are looked up together, and each shard is read once. Of shards that were dropped
+        those count whose `is_unwanted` is in `given_up`.
         """
         asked = pa.concat_arrays([pa.array([], pa.binary(16)), *keys.values()])
         later = [
             number
             for number, shard in sorted(list(self.shards.items()), reverse=True)  # noqa: C414 - a copy
-            if len(asked) and number > min(keys) and not isinstance(shard.state, Dropped)
+            if len(asked)
+            and number > min(keys)
+            and not (isinstance(shard.state, Dropped) and shard.state.is_unwanted not in given_up)
         ]
         held = [pa.array([], pa.binary(16))]
         owners = [pa.array([], pa.int64())]

@@ -52,6 +52,17 @@ class Watch:
         elif number not in self.held and all(job.number != number for job in self.jobs):
             self.held.append(number)
 
+    def is_too_large(self, number: int) -> bool:
+        """True for a shard to be cut anew: an earlier call of larger limits left it unsent."""
+        shard, limits = self.checkpoint.shards[number], self.submission.limits
+        frozen = shard.frozen
+        is_within = frozen.n_requests <= limits.max_requests and frozen.n_bytes <= limits.max_bytes
+        return (
+            isinstance(shard.state, Unsent)
+            and not (is_within or frozen.n_requests == 1)
+            and not self.engine.is_watched(self.checkpoint, number)
+        )
+
     def watch(self, number: int) -> None:
         """Have the engine work on a shard, and wait for it."""
         shard = self.checkpoint.shards[number]
@@ -68,11 +79,9 @@ class Watch:
     def drop(self, number: int, *, is_unwanted: bool) -> None:
         """Give up a shard that was not sent and that nobody watches: its rows are free.
 
-        Those that are not unwanted are sent out of its lines, in the round that it was in.
+        Those that are wanted are in need of other shards at once.
         """
-        shard = self.checkpoint.shards[number]
-        state = shard.state
-        self.rounds.setdefault(number, shard.frozen.round)
+        state = self.checkpoint.shards[number].state
         self.checkpoint.drop(number, is_unwanted=is_unwanted)
         if isinstance(state, Uploaded):
             delete_quietly(self.submission.provider, state.file_id)

@@ -254,9 +254,9 @@ MUTATIONS = (
     ),
     Mutation(
         "rows that are cut anew count on their tries",
-        "watching.py",
-        "        self.rounds.setdefault(number, shard.frozen.round)\n        self.checkpoint.drop",
-        "        self.checkpoint.drop",
+        "rounds.py",
+        "            self._hold(requests, round_)\n\n    # Watching",
+        "            self._hold(requests, 0)\n\n    # Watching",
         "engine/test_engine.py",
         "count_on_their_tries",
     ),

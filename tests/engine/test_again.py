@@ -1,5 +1,6 @@
 """Rows that are sent again are made from the lines that were sent, also without their frame."""
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from batchframe.client import Provider
 from batchframe.core.requests import Rows
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
-from batchframe.emulator import CallableModel, LocalServer
+from batchframe.emulator import CallableModel, Fault, LocalServer
 from batchframe.jobs import Submission
 from batchframe.rounds import Options
 from batchframe.running import rounds_of_checkpoint, run_rows, run_windows
@@ -72,7 +73,75 @@ def broken_once(*questions):
     return CallableModel(answer)
 
 
+class FullAfterADrop(Storage):
+    """A disk without room for the shard that is to take the place of one that was given up."""
+
+    is_dropped = False
+
+    def create(self, path, data):
+        if self.is_dropped:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.is_dropped = b"ShardDropped" in data
+        return super().create(path, data)
+
+
 QUESTIONS = [f"question {row}" for row in range(20)]
+
+
+def test_rows_of_a_second_try_that_was_given_up_are_sent_once_more_and_not_twice(call, clock):
+    with LocalServer(broken_once(*QUESTIONS), clock=clock, stage_seconds=60) as server:
+        # All fail at first, and their second batch is more than the queue takes.
+        server.inject(Fault("batches.create", "queue-full:60", first=2))
+        with pytest.raises(OSError, match="No space left"):
+            call(server, QUESTIONS, storage=FullAfterADrop())
+        assert server.executions() == {}
+
+        call(server)  # out of the lines that are there
+
+        assert set(server.executions().values()) == {1}
+        results = call(server, QUESTIONS)
+        assert [result["completion"] for result in results] == [f"ok {one}" for one in QUESTIONS]
+
+
+def test_who_has_no_time_for_batches_that_are_too_large_is_told_so(call, clock):
+    with LocalServer(clock=clock, stage_seconds=60, max_file_bytes=2_000) as server:
+        with pytest.raises(bf.ProviderError, match="too large"):
+            call(server, QUESTIONS)
+        for prompts in (QUESTIONS, None):
+            with pytest.raises(bf.RunTimeoutError):
+                call(server, prompts, limits=Limits(max_requests=4), timeout=0)
+
+        results = call(server, QUESTIONS)
+        assert [result["status"] for result in results] == ["ok"] * 20
+        assert set(server.executions().values()) == {1}
+
+
+class CancelsAfterADrop(Storage):
+    """A disk; when a shard has taken the place of one that was given up, somebody cancels."""
+
+    is_dropped = is_cancelled = False
+
+    def create(self, path, data):
+        is_new = super().create(path, data)
+        if self.is_dropped and not self.is_cancelled and b"ShardFrozen" in data:
+            self.is_cancelled = True
+            bf.open_run(path.parent.parent).cancel()
+        self.is_dropped = self.is_dropped or b"ShardDropped" in data
+        return is_new
+
+
+def test_rows_that_are_cancelled_when_they_were_cut_anew_are_not_sent_later(call, clock):
+    with LocalServer(clock=clock, stage_seconds=60, max_file_bytes=2_000) as server:
+        with pytest.raises(bf.ProviderError, match="too large"):
+            call(server, QUESTIONS)
+        disk = CancelsAfterADrop()
+        call(server, QUESTIONS, limits=Limits(max_requests=4), storage=disk)
+        assert disk.is_cancelled
+        assert [result["status"] for result in call(server, ["another question"])] == ["ok"]
+
+        call(server)  # whatever is left
+
+        assert list(server.executions().values()) == [1]
 
 
 def test_rows_with_models_of_their_own_are_cut_anew_for_the_queue_of_their_model(call, clock):

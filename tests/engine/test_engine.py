@@ -707,7 +707,7 @@ def test_first_rows_are_answered_and_collected_before_the_last_are_read(tmp_path
 
 
 def test_four_files_are_uploaded_at_once_and_never_more(run, server):
-    lock, are_four = threading.Lock(), threading.Event()
+    lock, are_four, are_five = threading.Lock(), threading.Event(), threading.Event()
     under_way, most = set(), 0
 
     def began(request):
@@ -718,7 +718,10 @@ def test_four_files_are_uploaded_at_once_and_never_more(run, server):
                 most = max(most, len(under_way))
                 if len(under_way) == 4:
                     are_four.set()
+                if len(under_way) == 5:
+                    are_five.set()
             assert are_four.wait(60)
+            are_five.wait(0.2)  # which they never are
 
     def ended(response):
         with lock:

@@ -106,7 +106,9 @@ def test_what_handlers_write_into_the_terminal_stands_above_the_bars(
         bars.show(tally)
         logging.getLogger("another").warning("a line of a log")
         bars.show(replace(tally, done=2000))
-    assert re.search(r"\r +\ra line of a log\n", narrow.getvalue())  # where a bar was wiped away
+    assert re.search(
+        r"\r +\r(\x1b\[A)*a line of a log\n", narrow.getvalue()
+    )  # where a bar was wiped away
     assert handler.stream is narrow
 
 
