@@ -33,6 +33,7 @@ from batchframe.core.shards import Limits, cut_shards, within_queue
 from batchframe.engine import Engine
 from batchframe.errors import (
     BudgetExceededError,
+    CheckpointCorruptError,
     ErrorRatioExceededError,
     ProviderError,
     RunTimeoutError,
@@ -342,12 +343,20 @@ class Rounds:
         In one go, whoever cancels or leaves: a row in no shard is not seen by others.
         """
         checkpoint = self.checkpoint
-        lines = checkpoint.lines(number, checkpoint.row_keys(number))
+        try:
+            lines = checkpoint.lines(number, checkpoint.row_keys(number))
+        except CheckpointCorruptError:
+            # So that the same call, as the error says, makes the lines anew.
+            self.watch.drop(number, is_unwanted=False)
+            raise
         limits = self._limits({checkpoint.model_of(number): lambda: None})
         round_ = self.watch.rounds.get(number, checkpoint.shards[number].frozen.round)
         self.watch.drop(number, is_unwanted=False)
         for requests in self._shards_of([lines], limits):
             self._hold(requests, round_)
+            # Rows of a shard that was there before may also be in a window that is still to come.
+            if number not in self.watch.made:
+                self.watch.made.discard(self.watch.held[-1])
 
     # Watching over
 
@@ -439,6 +448,8 @@ class Rounds:
                     self.tries.lose(held.pop(0))  # by a run that wants only some of its rows
                 elif self.watch.is_too_large(number):
                     self._cut_anew(held.pop(0))
+                    if self.checkpoint.is_cancelled():
+                        break
                 elif self._has_place() and self.budget.has_room(number, self.watch.jobs):
                     self.watch.watch(held.pop(0))
                 else:

@@ -185,8 +185,9 @@ class Tries:
 
     def _round_after(self, number: int) -> int:
         """The round of rows that come out of a shard: that of one that was dropped is still due."""
-        is_tried = isinstance(self._checkpoint.shards[number].state, Collected)
-        return self.watch.rounds.get(number, 0) + is_tried
+        shard = self._checkpoint.shards[number]
+        is_tried = isinstance(shard.state, Collected)
+        return self.watch.rounds.get(number, 0 if is_tried else shard.frozen.round) + is_tried
 
     # Where it stands
 

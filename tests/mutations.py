@@ -255,8 +255,8 @@ MUTATIONS = (
     Mutation(
         "rows that are cut anew count on their tries",
         "rounds.py",
-        "            self._hold(requests, round_)\n\n    # Watching",
-        "            self._hold(requests, 0)\n\n    # Watching",
+        "            self._hold(requests, round_)\n            # Rows",
+        "            self._hold(requests, 0)\n            # Rows",
         "engine/test_engine.py",
         "count_on_their_tries",
     ),

@@ -1095,6 +1095,20 @@ def test_a_file_that_is_too_large_is_cut_anew_without_its_frame(run, tmp_path, s
         assert_each_paid_once(server, 40)
 
 
+def test_lines_that_are_damaged_when_they_are_cut_anew_are_made_anew(run, clock, tmp_path):
+    limits = Limits(max_requests=4)
+    with LocalServer(clock=clock, max_file_bytes=2_000) as server:
+        with pytest.raises(bf.ProviderError, match="too large"):
+            run(server, rows_of(40))
+        (lines,) = (tmp_path / "checkpoint" / "shards").glob("*.jsonl")
+        lines.write_bytes(lines.read_bytes()[:500])
+        with pytest.raises(bf.CheckpointCorruptError, match="run the same call again"):
+            run(server, rows_of(40), limits=limits)
+
+        assert completions(run(server, rows_of(40), limits=limits)) == answers_to(rows_of(40))
+        assert_each_paid_once(server, 40)
+
+
 def test_rows_that_are_cut_anew_count_on_their_tries(run, server):
     server.inject(Fault("batches.create", "expire:0", times=None))
     server.inject(Fault("files.create", "error-before:413", first=4))
