@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 
 import batchframe as bf
 from batchframe.answers import find_keys
+from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider
 from batchframe.core.batches import Collected
 from batchframe.core.requests import Rows
@@ -18,7 +20,7 @@ from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, JumpClock, LocalServer
 from batchframe.engine import Engine
 from batchframe.jobs import Submission
-from batchframe.rounds import Left, Options
+from batchframe.rounds import Left, Options, Rounds
 from batchframe.running import rounds_of_rows
 from batchframe.storage import Storage
 
@@ -274,6 +276,54 @@ def test_the_results_of_a_small_run_are_not_fetched_after_all_of_a_large_one(tmp
         place = fetched.index(f"/v1/files/{output}/content")
         assert len(fetched) == 25
         assert place <= 8  # four steps may be under way when it ends, and another four are next
+
+
+class LetsGo(Storage):
+    """A disk; when the third shard is written, the run that made the first two leaves."""
+
+    n_shards, leave = 0, None
+
+    def create(self, path, data):
+        is_new = super().create(path, data)
+        self.n_shards += b"ShardFrozen" in data
+        if self.n_shards == 3 and self.leave:
+            leave, self.leave = self.leave, None
+            leave()
+        return is_new
+
+
+def test_a_shard_of_two_windows_that_another_run_lets_go_is_sent_once(tmp_path):
+    ready = threading.Event()
+    clock, disk = HeldClock(ready.is_set), LetsGo()
+    engine, prompts = Engine(clock), prompts_of("a", 20)
+    rows = Rows(ids=pa.array(range(20)), prompts=pa.array(prompts))
+    with LocalServer(clock=clock, stage_seconds=60) as server, ThreadPoolExecutor(1) as pool:
+        large = Limits(max_requests=8, max_live_batches=1)
+        # One batch is live, and rows 12 to 19 wait.
+        how = {"engine": engine, "limits": large, "first": 4, "storage": disk}
+        first = rounds_of(server, tmp_path / "a", prompts[4:], **how)
+        run = pool.submit(left_to_others, first)
+        assert first.submitted.wait(60)
+
+        def leave():
+            first.left.set()
+            run.result(60)
+
+        disk.leave = leave
+        second = Rounds(
+            lambda: (rows.take(pa.arange(*part)) for part in ((0, 16), (16, 20))),
+            None,
+            Checkpoint.open(tmp_path / "a", first.checkpoint.spec, disk, clock),
+            replace(first.submission, limits=Limits(max_requests=2, max_live_batches=1)),
+            Options(progress=False, max_error_ratio=1.0),
+            engine,
+            20,
+        )
+        ready.set()
+        second.work()
+        assert disk.leave is None
+        assert len(server.executions()) == 20
+        assert set(server.executions().values()) == {1}
 
 
 LIMITED = {"gpt-4o": 200}
