@@ -89,6 +89,15 @@ class Cancelling:
         self._drop_withdrawn()
         self._ask()
 
+    def give_up_unsent(self) -> None:
+        """Give up all of the checkpoint that was not sent, and that no other run watches."""
+        watch, checkpoint = self.watch, self.watch.checkpoint
+        with checkpoint.planning:
+            for number, shard in list(checkpoint.shards.items()):
+                is_unsent = isinstance(shard.state, Unsent)
+                if is_unsent and not watch.engine.is_watched(checkpoint, number):
+                    watch.drop(number, is_unwanted=True)
+
     def _drop_withdrawn(self) -> None:
         """Give up what was withdrawn and was not sent, once no other run watches it."""
         watch, checkpoint = self.watch, self.watch.checkpoint

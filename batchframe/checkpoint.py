@@ -150,7 +150,7 @@ class Checkpoint(ResultFiles):
             if self._users == 0:
                 self._open.pop(self.path, None)
                 try:
-                    self._remove_inputs()
+                    self._remove_inputs(is_cancelled=self.is_cancelled())
                 finally:
                     self._lock.release()
 
@@ -177,6 +177,9 @@ class Checkpoint(ResultFiles):
             raise
         try:
             self.catch_up()
+            if self.is_cancelled():
+                # While no run is at work on it: whatever failed is not sent again without its rows.
+                self._remove_inputs(is_cancelled=True)
         except BaseException:
             self._lock.release()
             raise

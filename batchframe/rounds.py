@@ -174,7 +174,10 @@ class Rounds:
         if self.windows is None:
             self._take_up_all()
         else:
-            self.checkpoint.forget_cancel()
+            with self.checkpoint.planning:
+                if self.checkpoint.is_cancelled():  # which nobody may have heard
+                    self.cancelling.give_up_unsent()
+                self.checkpoint.forget_cancel()
             self.checkpoint.set_limit("max_cost_usd", self.options.max_cost_usd)
             self.checkpoint.set_limit("max_error_ratio", self.options.max_error_ratio)
             self._n_ahead = self.n_rows

@@ -116,32 +116,81 @@ def test_who_has_no_time_for_batches_that_are_too_large_is_told_so(call, clock):
         assert set(server.executions().values()) == {1}
 
 
-class CancelsAfterADrop(Storage):
-    """A disk; when a shard has taken the place of one that was given up, somebody cancels."""
+class Cancels(Storage):
+    """A disk; when one of these was written after another, somebody cancels."""
 
-    is_dropped = is_cancelled = False
+    def __init__(self, *events):
+        self.events = list(events)
 
     def create(self, path, data):
         is_new = super().create(path, data)
-        if self.is_dropped and not self.is_cancelled and b"ShardFrozen" in data:
-            self.is_cancelled = True
-            bf.open_run(path.parent.parent).cancel()
-        self.is_dropped = self.is_dropped or b"ShardDropped" in data
+        if self.events and self.events[0] in data:
+            self.events.pop(0)
+            if not self.events:
+                bf.open_run(path.parent.parent).cancel()
         return is_new
 
 
-def test_rows_that_are_cancelled_when_they_were_cut_anew_are_not_sent_later(call, clock):
+def other_rows_and_what_is_left(call, server):
+    """Forget that somebody cancelled, and do whatever is left; gives the rows that were sent."""
+    assert [result["status"] for result in call(server, ["another question"])] == ["ok"]
+    before = server.executions()
+    call(server)
+    assert server.executions() == before
+    return sum(before.values()) - 1
+
+
+@pytest.mark.parametrize("events", [[b"ShardDropped"], [b"ShardDropped", b"ShardFrozen"]])
+def test_rows_that_are_cancelled_when_they_were_cut_anew_are_not_sent_later(call, clock, events):
     with LocalServer(clock=clock, stage_seconds=60, max_file_bytes=2_000) as server:
         with pytest.raises(bf.ProviderError, match="too large"):
             call(server, QUESTIONS)
-        disk = CancelsAfterADrop()
+        disk = Cancels(*events)
         call(server, QUESTIONS, limits=Limits(max_requests=4), storage=disk)
-        assert disk.is_cancelled
-        assert [result["status"] for result in call(server, ["another question"])] == ["ok"]
+        assert not disk.events
 
-        call(server)  # whatever is left
+        assert other_rows_and_what_is_left(call, server) == 0
 
-        assert list(server.executions().values()) == [1]
+
+def test_nor_are_those_that_were_given_up_for_a_full_queue(call, clock):
+    with LocalServer(clock=clock, stage_seconds=60) as server:
+        server.inject(Fault("batches.create", "queue-full:60", first=1))
+        disk = Cancels(b"ShardDropped")
+        call(server, QUESTIONS, storage=disk)
+        assert not disk.events
+
+        assert other_rows_and_what_is_left(call, server) == 0
+
+
+def test_nor_those_whose_process_died_while_they_were_cut(call, clock, tmp_path):
+    with LocalServer(clock=clock, stage_seconds=60) as server:
+        server.inject(Fault("batches.create", "queue-full:60", first=1))
+        with pytest.raises(OSError, match="No space left"):
+            call(server, QUESTIONS, storage=FullAfterADrop())
+        bf.open_run(tmp_path / "checkpoint").cancel()
+        call(server)
+
+        assert other_rows_and_what_is_left(call, server) == 0
+
+
+def test_nor_what_waited_when_nobody_was_at_work(call, clock, tmp_path):
+    with LocalServer(clock=clock, stage_seconds=60) as server:
+        limits = Limits(max_requests=4, max_live_batches=1)
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS, limits=limits, timeout=30)
+        assert server.calls()["batches.create"] == 1
+        bf.open_run(tmp_path / "checkpoint", client=server.client()).cancel()
+
+        assert other_rows_and_what_is_left(call, server) <= 4
+
+
+def test_nor_what_failed_before_it_was_cancelled(call, clock):
+    with LocalServer(broken_once(*QUESTIONS), clock=clock, stage_seconds=60) as server:
+        disk = Cancels(b"ResultsCommitted")
+        results = call(server, QUESTIONS, storage=disk)
+        assert [result["error_code"] for result in results] == ["server_error"] * 20
+
+        assert other_rows_and_what_is_left(call, server) == 0
 
 
 def test_rows_with_models_of_their_own_are_cut_anew_for_the_queue_of_their_model(call, clock):
