@@ -75,6 +75,8 @@ class Cancelling:
 
     watch: Watch
     asks: Asks = field(init=False)
+    #: How many wishes were forgotten before this call: whoever forgets a later one tells it so.
+    _n_forgotten: int = field(init=False)
     #: Unsent shards, which are dropped when no other run watches them.
     _withdrawn: set[int] = field(default_factory=set)
     #: When a batch is asked again that was asked to be cancelled: never, if it was answered.
@@ -82,21 +84,31 @@ class Cancelling:
 
     def __post_init__(self) -> None:
         self.asks = Asks(self.watch.submission.provider)
+        self._n_forgotten = self.watch.checkpoint.n_forgotten
+
+    def forget(self) -> None:
+        """Begin anew: the call asks for rows. What was cancelled and waits is given up."""
+        checkpoint = self.watch.checkpoint
+        with checkpoint.planning:
+            if checkpoint.is_cancelled():
+                checkpoint.forget_cancel()
+                for number in list(checkpoint.shards):
+                    self._drop_if_free(number)
+            self._n_forgotten = checkpoint.n_forgotten
+
+    def is_told(self) -> bool:
+        """Ask if somebody has cancelled since the call began: then nothing more of it is sent."""
+        checkpoint = self.watch.checkpoint
+        if checkpoint.is_cancelled() or checkpoint.n_forgotten > self._n_forgotten:
+            self.watch.cancelled_before = math.inf
+        return self.watch.cancelled_before == math.inf
 
     def go_on(self) -> None:
         """Send nothing more, and ask for live batches to be cancelled; at each look once more."""
         self._withdrawn.update(self.watch.withdraw())
         self._drop_withdrawn()
-        self._ask()
-
-    def give_up_unsent(self) -> None:
-        """Give up all of the checkpoint that was not sent, and that no other run watches."""
-        watch, checkpoint = self.watch, self.watch.checkpoint
-        with checkpoint.planning:
-            for number, shard in list(checkpoint.shards.items()):
-                is_unsent = isinstance(shard.state, Unsent)
-                if is_unsent and not watch.engine.is_watched(checkpoint, number):
-                    watch.drop(number, is_unwanted=True)
+        if self.is_told():
+            self._ask()
 
     def _drop_withdrawn(self) -> None:
         """Give up what was withdrawn and was not sent, once no other run watches it."""
@@ -108,8 +120,15 @@ class Cancelling:
                     self._withdrawn.discard(number)
                     if not isinstance(state, Dropped):
                         watch.watch(number)
-                elif not watch.engine.is_watched(checkpoint, number):
-                    watch.drop(number, is_unwanted=True)
+                else:
+                    self._drop_if_free(number)
+
+    def _drop_if_free(self, number: int) -> None:
+        """Give up a shard, if it was not sent and nobody watches it; while nobody plans."""
+        watch, checkpoint = self.watch, self.watch.checkpoint
+        is_unsent = isinstance(checkpoint.shards[number].state, Unsent)
+        if is_unsent and not watch.engine.is_watched(checkpoint, number):
+            watch.drop(number, is_unwanted=True)
 
     def _ask(self) -> None:
         now = self.watch.engine.clock.monotonic()

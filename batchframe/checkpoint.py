@@ -6,6 +6,7 @@ of their own, each built on the one before: a log (`commits`), with the files of
 """
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 import msgspec
+import pyarrow as pa
 
 from batchframe.clock import Clock
 from batchframe.core.spec import SPEC_VERSION, Spec
@@ -47,6 +49,8 @@ class Checkpoint(ResultFiles):
         self._lock = Lock(self._layout.lock)
         #: What `is_cancelled` said last: nothing unsent is sent then.
         self.was_cancelled = False
+        #: How often a call of this process has forgotten that somebody cancelled.
+        self.n_forgotten = 0
 
     @classmethod
     def open(cls, path: Path, spec: Spec, storage: Storage, clock: Clock) -> Self:
@@ -105,10 +109,29 @@ class Checkpoint(ResultFiles):
         return self.was_cancelled
 
     def forget_cancel(self) -> None:
-        """Begin anew: a call asks for rows."""
+        """Begin anew: a call asks for rows. All shards that there are stay cancelled."""
+        with self._storage.replace(self._layout.cancelled_before) as file:
+            file.write(str(len(self.shards)).encode())
+        self._storage.remove(self._layout.cancelled)
+        self.was_cancelled = False
+        self.n_forgotten += 1
+
+    def cancelled_before(self) -> float:
+        """Shards before this number were cancelled: who has not their rows sends none of them."""
         if self.is_cancelled():
-            self._storage.remove(self._layout.cancelled)
-            self.was_cancelled = False
+            return math.inf
+        path = self._layout.cancelled_before
+        try:
+            return int(self._storage.read(path))
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError) as error:
+            raise unreadable(path, error) from error
+
+    def left_to_send(self) -> dict[int, pa.FixedSizeBinaryArray]:
+        """What is `to_send_again`, but for what was cancelled."""
+        first = self.cancelled_before()
+        return {number: keys for number, keys in self.to_send_again().items() if number >= first}
 
     def set_limit(self, name: LimitName, limit: float | None) -> None:
         """Note a limit of the last call that asked for rows; None for no limit."""
@@ -150,7 +173,7 @@ class Checkpoint(ResultFiles):
             if self._users == 0:
                 self._open.pop(self.path, None)
                 try:
-                    self._remove_inputs(is_cancelled=self.is_cancelled())
+                    self._remove_inputs()
                 finally:
                     self._lock.release()
 
@@ -177,9 +200,6 @@ class Checkpoint(ResultFiles):
             raise
         try:
             self.catch_up()
-            if self.is_cancelled():
-                # While no run is at work on it: whatever failed is not sent again without its rows.
-                self._remove_inputs(is_cancelled=True)
         except BaseException:
             self._lock.release()
             raise

@@ -60,6 +60,8 @@ class Submission:
     delete_remote: bool = False
     #: Rates that hold instead of the published ones.
     prices: Prices | None = None
+    #: Send what was not sent; else there is only what was, to be waited for.
+    sends: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -127,6 +129,12 @@ class Job:
         return next(reversed(self.watchers.values()), None)
 
     @property
+    def may_be_sent(self) -> bool:
+        """False where it was cancelled."""
+        sends = any(how.sends for how in list(self.watchers.values()))
+        return sends and not self.checkpoint.was_cancelled
+
+    @property
     def poll_intervals(self) -> frozenset[float | None]:
         """What its watchers ask for, in seconds between looks at its batch; None adapts."""
         return frozenset(how.poll_interval for how in list(self.watchers.values()))
@@ -184,8 +192,7 @@ def startable(
     """The jobs whose next step is due and whose queue has room; those of one step together."""
     under_way, waiting, due = [], [], []
     for job in jobs:
-        is_unsent = isinstance(job.state, Unsent)
-        if is_unsent and not job.busy and job.checkpoint.was_cancelled:
+        if isinstance(job.state, Unsent) and not (job.busy or job.may_be_sent):
             continue
         if job.busy or not isinstance(job.state, Planned):
             under_way.append(job)

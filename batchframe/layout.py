@@ -8,6 +8,7 @@ raw/           00000-output.jsonl.zst, 00000-error.jsonl.zst: the downloads, ver
 results/       00000.parquet: one result per request of the shard
 lock           names the process at work, for a friendly message
 cancelled      is there while nothing more is to be sent
+cancelled_before   a number: the shards before it were cancelled, and a call began anew
 max_cost_usd, max_error_ratio   limits of the last call that asked for rows, if it had them
 
 All names are made of numbers and hashes; nothing else that is read becomes a path or an address. A
@@ -45,9 +46,10 @@ LimitName = Literal["max_cost_usd", "max_error_ratio"]
 #: The directories.
 PARTS = SHARDS, LOG, RAW, RESULTS = "shards", "log", "raw", "results"
 #: The files beside them.
-SPEC, LOCK, CANCELLED = "spec.json", "lock", "cancelled"
+SPEC, LOCK = "spec.json", "lock"
+CANCELLED, CANCELLED_BEFORE = "cancelled", "cancelled_before"
 #: All that a checkpoint makes, but for hidden files.
-NAMES = frozenset({*PARTS, SPEC, LOCK, CANCELLED, *get_args(LimitName)})
+NAMES = frozenset({*PARTS, SPEC, LOCK, CANCELLED, CANCELLED_BEFORE, *get_args(LimitName)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,11 @@ class Layout:
     def cancelled(self) -> Path:
         """Is there while nothing more is to be sent."""
         return self.root / CANCELLED
+
+    @property
+    def cancelled_before(self) -> Path:
+        """The number before which all shards were cancelled, once a call has begun anew."""
+        return self.root / CANCELLED_BEFORE
 
     def limit(self, name: LimitName) -> Path:
         """A limit of the last call that asked for rows."""

@@ -167,11 +167,11 @@ class ResultFiles(ShardFiles):
         left = {number: keys.filter(newer[number].is_null()) for number, keys in found}
         return {number: keys for number, keys in left.items() if len(keys)}
 
-    def _remove_inputs(self, *, is_cancelled: bool) -> None:
-        """Remove the input files that nothing will be sent from, or be sent again."""
+    def _remove_inputs(self) -> None:
+        """Remove the input files that nothing will be sent from."""
         # What cannot be read or removed now stays, and is looked at the next time.
         with contextlib.suppress(OSError, CheckpointError):
-            again = {} if is_cancelled else self.to_send_again()
+            again = self.to_send_again()
             for number in self.inputs():
                 state = self.shards[number].state
                 if isinstance(state, Collected | Dropped) and number not in again:

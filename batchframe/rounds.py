@@ -174,10 +174,7 @@ class Rounds:
         if self.windows is None:
             self._take_up_all()
         else:
-            with self.checkpoint.planning:
-                if self.checkpoint.is_cancelled():  # which nobody may have heard
-                    self.cancelling.give_up_unsent()
-                self.checkpoint.forget_cancel()
+            self.cancelling.forget()
             self.checkpoint.set_limit("max_cost_usd", self.options.max_cost_usd)
             self.checkpoint.set_limit("max_error_ratio", self.options.max_error_ratio)
             self._n_ahead = self.n_rows
@@ -203,6 +200,7 @@ class Rounds:
             states = {n: shard.state for n, shard in list(self.checkpoint.shards.items())}
             collected = [n for n, state in states.items() if isinstance(state, Collected)]
             self.watch.made.update(states)
+            self.watch.cancelled_before = self.checkpoint.cancelled_before()
             self.budget.resume()
             self.tries.resume(collected)
             for number, state in states.items():
@@ -300,7 +298,7 @@ class Rounds:
         keys = []
         with self.engine.freezing():
             for requests in self._shards_of(chunks, limits):
-                if self.checkpoint.is_cancelled():
+                if self.cancelling.is_told():
                     self._n_unfrozen = 0
                     break
                 # What is sent again is written down all the same, so that the next run counts on.
@@ -365,8 +363,8 @@ class Rounds:
 
     def _watch_over(self) -> None:
         """Look, and send again what is to be sent again."""
-        if self.checkpoint.is_cancelled():
-            self.tries.again.clear()
+        if self.cancelling.is_told() or self.watch.cancelled_before:
+            self.tries.forget_cancelled()
             self.cancelling.go_on()
         self._take_note()
         if self.left.is_set() and not self.watch.is_done():
@@ -451,7 +449,7 @@ class Rounds:
                     self.tries.lose(held.pop(0))  # by a run that wants only some of its rows
                 elif self.watch.is_too_large(number):
                     self._cut_anew(held.pop(0))
-                    if self.checkpoint.is_cancelled():
+                    if self.cancelling.is_told():
                         break
                 elif self._has_place() and self.budget.has_room(number, self.watch.jobs):
                     self.watch.watch(held.pop(0))

@@ -60,7 +60,7 @@ class Tries:
 
     def resume(self, collected: Iterable[int]) -> None:
         """Take up what is left to be sent again of a checkpoint; `collected` are shards of it."""
-        self.again.update(self._checkpoint.to_send_again())
+        self.again.update(self._checkpoint.left_to_send())
         for number in collected:
             if self.is_proven:
                 break
@@ -127,11 +127,17 @@ class Tries:
 
     def lose(self, number: int) -> None:
         """Take note that a shard with rows of ours was dropped, before it was sent."""
-        self.again[number] = self._ours(number, self._checkpoint.row_keys(number))
+        if number >= self.watch.cancelled_before:
+            self.again[number] = self._ours(number, self._checkpoint.row_keys(number))
+
+    def forget_cancelled(self) -> None:
+        """Send nothing again of what was cancelled."""
+        first = self.watch.cancelled_before
+        self.again = {number: keys for number, keys in self.again.items() if number >= first}
 
     def _has_rounds(self, number: int) -> bool:
         is_left = self.watch.rounds.get(number, 0) < self.max_retries
-        return is_left and not self._checkpoint.is_cancelled()
+        return is_left and number >= self.watch.cancelled_before
 
     def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
         """Those of a shard's keys that name rows of this call."""

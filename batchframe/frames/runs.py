@@ -514,7 +514,7 @@ atexit.register(_leave_all)
 def _is_settled(checkpoint: Checkpoint) -> bool:
     """True where nothing is left to send or to collect."""
     done = all(isinstance(shard.state, Collected | Dropped) for shard in checkpoint.shards.values())
-    return done and not checkpoint.to_send_again()
+    return done and not checkpoint.left_to_send()
 
 
 def _shared(checkpoint: Checkpoint) -> dict[str, Any]:

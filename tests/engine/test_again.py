@@ -1,7 +1,9 @@
 """Rows that are sent again are made from the lines that were sent, also without their frame."""
 
 import errno
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -10,7 +12,8 @@ import batchframe as bf
 from batchframe.answers import find_windows
 from batchframe.checkpoint import Checkpoint
 from batchframe.client import Provider
-from batchframe.core.requests import Rows
+from batchframe.core.batches import Collected
+from batchframe.core.requests import Rows, render_requests
 from batchframe.core.shards import Limits
 from batchframe.core.spec import Spec
 from batchframe.emulator import CallableModel, Fault, LocalServer
@@ -134,9 +137,9 @@ class Cancels(Storage):
 def other_rows_and_what_is_left(call, server):
     """Forget that somebody cancelled, and do whatever is left; gives the rows that were sent."""
     assert [result["status"] for result in call(server, ["another question"])] == ["ok"]
-    before = server.executions()
+    before, n_uploads = server.executions(), server.calls()["files.create"]
     call(server)
-    assert server.executions() == before
+    assert (server.executions(), server.calls()["files.create"]) == (before, n_uploads)
     return sum(before.values()) - 1
 
 
@@ -191,6 +194,84 @@ def test_nor_what_failed_before_it_was_cancelled(call, clock):
         assert [result["error_code"] for result in results] == ["server_error"] * 20
 
         assert other_rows_and_what_is_left(call, server) == 0
+
+
+def test_nor_what_fails_afterwards(call, clock, tmp_path):
+    with LocalServer(broken_once(*QUESTIONS), clock=clock, stage_seconds=60) as server:
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS, timeout=30)
+        clock.advance(1_000)  # the batch has ended: nobody can cancel it any more
+        bf.open_run(tmp_path / "checkpoint", client=server.client()).cancel()
+
+        assert other_rows_and_what_is_left(call, server) == 0
+
+
+def test_nor_what_was_never_created(call, clock, tmp_path):
+    with LocalServer(clock=clock, stage_seconds=60) as server:
+        server.inject(Fault("batches.create", "reset-before", first=1))
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS, timeout=5)
+        bf.open_run(tmp_path / "checkpoint").cancel()
+        clock.advance(1_000)
+
+        assert other_rows_and_what_is_left(call, server) == 0
+
+
+def test_a_shard_that_is_only_waited_for_is_not_sent(engine, clock, tmp_path):
+    with LocalServer(clock=clock) as server:
+        provider = Provider(server.client())
+        spec = Spec(model="gpt-4o", account=provider.account)
+        rows = Rows(ids=pa.array([1]), prompts=pa.array(["question"]))
+        checkpoint = Checkpoint.open(tmp_path / "checkpoint", spec, Storage(), clock)
+        number = checkpoint.freeze(*render_requests(rows, pa.array([0]), spec), round_=0)
+        how = Submission(
+            provider=provider,
+            limits=Limits(),
+            completion_window="24h",
+            poll_interval=None,
+            sends=False,
+        )
+
+        job = engine.watch("one", checkpoint, number, how)
+        assert engine.is_waiting([job])  # nothing of it may begin
+        engine.watch("another", checkpoint, number, replace(how, sends=True))
+        assert engine.wait([job], seconds=float("inf"), look=lambda: None)
+        assert isinstance(job.state, Collected)
+
+        for owner in ("one", "another"):
+            engine.release(owner)
+        checkpoint.close()
+
+
+class Meanwhile(Storage):
+    """A disk; when this thread first reads results, something happens."""
+
+    def __init__(self, happens):
+        self.happens = [happens]
+        self.thread = threading.current_thread()
+
+    def open(self, path):
+        if path.parent.name == "results" and self.thread is threading.current_thread():
+            while self.happens:
+                self.happens.pop()()
+        return super().open(path)
+
+
+def test_a_run_at_work_hears_of_it_though_another_call_began_anew(call, clock, tmp_path):
+    def cancel_and_begin_anew():
+        bf.open_run(tmp_path / "checkpoint", client=server.client()).cancel()
+        assert [result["status"] for result in call(server, ["another question"])] == ["ok"]
+
+    with LocalServer(clock=clock, stage_seconds=60) as server:
+        disk = Meanwhile(cancel_and_begin_anew)
+        limits = Limits(max_requests=4, max_live_batches=1)
+        # With a tolerance each batch waits until the results of the one before were looked at.
+        results = call(server, QUESTIONS, limits=limits, storage=disk, max_error_ratio=1.0)
+        assert not disk.happens
+        call(server)
+
+        assert [result and result["status"] for result in results] == ["ok"] * 4 + [None] * 16
+        assert len(server.executions()) == 4 + 1
 
 
 def test_rows_with_models_of_their_own_are_cut_anew_for_the_queue_of_their_model(call, clock):
