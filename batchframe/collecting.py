@@ -177,7 +177,7 @@ def _collected(
     """The lines of a shard's downloads -> one result per request; `ended` is for those without."""
     requests = checkpoint.requests(number, ("row_key", "id"))
     return collect_results(
-        requests["row_key"].to_pylist(),
+        requests["row_key"].combine_chunks(),
         requests["id"].combine_chunks(),
         _Downloads(checkpoint, number, digests),
         batch_id=batch.batch_id,

@@ -8,6 +8,7 @@ request without a usable line says so in its status.
 """
 
 import json
+from binascii import hexlify
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -92,7 +93,7 @@ COUNTS = (
 
 
 def collect_results(
-    row_keys: Sequence[bytes],
+    row_keys: pa.FixedSizeBinaryArray,
     ids: pa.StringArray,
     blocks: Iterable[bytes],
     *,
@@ -106,7 +107,7 @@ def collect_results(
     Of several lines for one request the first with a 2xx answer counts, else the first.
 
     Args:
-        row_keys: The shard's row keys, 16 bytes each and distinct, in the order of its lines.
+        row_keys: The shard's row keys, binary(16) and distinct, in the order of its lines.
         ids: The user's ids, as strings, in the same order.
         blocks: The lines of the output file and of the error file, in any order, one or more whole
             lines in each block. Where requests are without a line they are read once more.
@@ -123,7 +124,7 @@ def collect_results(
     Raises:
         ValueError: The batch has not ended.
     """
-    custom_ids = pa.array(map(bytes.hex, row_keys), pa.string())
+    custom_ids = _digits(row_keys)
     # Columns at once, while a block is in the processor's cache.
     parts = [_read_off(read_lines(block)) for block in blocks]
     lines = pa.Table.from_batches(parts, _OUTCOMES)
@@ -302,6 +303,15 @@ def _read_off(outcomes: Iterable[Outcome]) -> pa.RecordBatch:
     return pa.record_batch(list(map(pa.array, columns, _OUTCOMES.types)), schema=_OUTCOMES)
 
 
+def _digits(keys: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """Keys as their lines have them: two hexadecimal digits for each byte."""
+    n_bytes = keys.type.byte_width
+    data = keys.buffers()[1].slice(keys.offset * n_bytes, len(keys) * n_bytes)
+    # All at once: a string for each key would take as long as to look at it.
+    ends = pa.arange(0, 2 * len(data) + 1, 2 * n_bytes).cast(pa.int32())
+    return pa.StringArray.from_buffers(len(keys), ends.buffers()[1], pa.py_buffer(hexlify(data)))
+
+
 def _matched(lines: pa.Table, custom_ids: pa.StringArray) -> tuple[pa.ChunkedArray, pa.Int64Array]:
     """Which request each line is for, and which line is each request's result; null is none."""
     row_of = pc.index_in(lines["custom_id"], value_set=custom_ids)
@@ -344,14 +354,14 @@ def _sum(counts: pa.ChunkedArray) -> int:
 
 
 def _table(
-    row_keys: Sequence[bytes],
+    row_keys: pa.FixedSizeBinaryArray,
     ids: pa.StringArray,
     values: Mapping[str, pa.ChunkedArray],
     batch_id: str,
 ) -> pa.Table:
     n = len(row_keys)
     columns = {
-        "row_key": pa.array(row_keys, pa.binary(16)),
+        "row_key": row_keys,
         "id": ids.cast(pa.string()),
         "cost_usd": pa.nulls(n, pa.float64()),
         "price_source": pa.nulls(n, pa.string()),

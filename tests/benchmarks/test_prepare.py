@@ -123,6 +123,7 @@ def collect(n, folder):
     part = min(n, SHARD)
     keys, ids = [row.to_bytes(16, "big") for row in range(part)], pa.arange(0, part)
     data, ids = b"\n".join(lines_of(keys)), ids.cast(pa.string())
+    keys = pa.array(keys, pa.binary(16))
     began = time.process_time()
     for _ in range(n // part):
         pieces = (data[at : at + PIECE] for at in range(0, len(data), PIECE))

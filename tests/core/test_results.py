@@ -56,8 +56,9 @@ def chat(content="hello", *, finish_reason="stop", usage=None, **message):
 
 def collect(lines, row_keys=(KEY,), *, ended="completed", batch_errors=()):
     ids = pa.array([f"id-{i}" for i in range(len(row_keys))], pa.string())
+    named = pa.array(row_keys, pa.binary(16))
     return collect_results(
-        row_keys, ids, lines, batch_id="batch_1", ended=ended, batch_errors=batch_errors
+        named, ids, lines, batch_id="batch_1", ended=ended, batch_errors=batch_errors
     )
 
 
