@@ -8,7 +8,7 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from batchframe.client import Provider, Unavailable
@@ -75,8 +75,6 @@ class Cancelling:
 
     watch: Watch
     asks: Asks = field(init=False)
-    #: How many wishes were forgotten before this call: whoever forgets a later one tells it so.
-    _n_forgotten: int = field(init=False)
     #: Unsent shards, which are dropped when no other run watches them.
     _withdrawn: set[int] = field(default_factory=set)
     #: When a batch is asked again that was asked to be cancelled: never, if it was answered.
@@ -84,51 +82,44 @@ class Cancelling:
 
     def __post_init__(self) -> None:
         self.asks = Asks(self.watch.submission.provider)
-        self._n_forgotten = self.watch.checkpoint.n_forgotten
 
-    def forget(self) -> None:
-        """Begin anew: the call asks for rows. What was cancelled and waits is given up."""
-        checkpoint = self.watch.checkpoint
+    def begin_anew(self) -> None:
+        """Forget the wish: the call asks for rows. What nobody works on stays cancelled."""
+        watch, checkpoint = self.watch, self.watch.checkpoint
         with checkpoint.planning:
             if checkpoint.is_cancelled():
-                checkpoint.forget_cancel()
-                for number in list(checkpoint.shards):
-                    self._drop_if_free(number)
-            self._n_forgotten = checkpoint.n_forgotten
-
-    def is_told(self) -> bool:
-        """Ask if somebody has cancelled since the call began: then nothing more of it is sent."""
-        checkpoint = self.watch.checkpoint
-        if checkpoint.is_cancelled() or checkpoint.n_forgotten > self._n_forgotten:
-            self.watch.cancelled_before = math.inf
-        return self.watch.cancelled_before == math.inf
+                numbers = list(checkpoint.shards)
+                free = [n for n in numbers if not watch.engine.is_watched(checkpoint, n)]
+                checkpoint.forget_cancel(free)
+                for number in free:
+                    if isinstance(checkpoint.shards[number].state, Unsent):
+                        watch.drop(number, is_unwanted=True)
 
     def go_on(self) -> None:
         """Send nothing more, and ask for live batches to be cancelled; at each look once more."""
-        self._withdrawn.update(self.watch.withdraw())
+        self.give_up(self.watch.checkpoint.shards)
+        self._ask()
+
+    def give_up(self, shards: Container[int]) -> None:
+        """Send nothing of these shards; at each look once more."""
+        self._withdrawn.update(self.watch.withdraw(shards))
         self._drop_withdrawn()
-        if self.is_told():
-            self._ask()
 
     def _drop_withdrawn(self) -> None:
         """Give up what was withdrawn and was not sent, once no other run watches it."""
         watch, checkpoint = self.watch, self.watch.checkpoint
         with checkpoint.planning:
+            is_all_cancelled = checkpoint.is_cancelled()
             for number in sorted(self._withdrawn):
                 state = checkpoint.shards[number].state
-                if not isinstance(state, Unsent):  # sent in this moment, or given up by another
+                is_cancelled = is_all_cancelled or number in checkpoint.cancelled_shards
+                # Sent in this moment, given up by another, or asked for by a call that began anew.
+                if not isinstance(state, Unsent) or not is_cancelled:
                     self._withdrawn.discard(number)
                     if not isinstance(state, Dropped):
-                        watch.watch(number)
-                else:
-                    self._drop_if_free(number)
-
-    def _drop_if_free(self, number: int) -> None:
-        """Give up a shard, if it was not sent and nobody watches it; while nobody plans."""
-        watch, checkpoint = self.watch, self.watch.checkpoint
-        is_unsent = isinstance(checkpoint.shards[number].state, Unsent)
-        if is_unsent and not watch.engine.is_watched(checkpoint, number):
-            watch.drop(number, is_unwanted=True)
+                        watch.take_up(number)
+                elif not watch.engine.is_watched(checkpoint, number):
+                    watch.drop(number, is_unwanted=True)
 
     def _ask(self) -> None:
         now = self.watch.engine.clock.monotonic()

@@ -6,11 +6,11 @@ of their own, each built on the one before: a log (`commits`), with the files of
 """
 
 import json
-import math
 import os
 import secrets
 import shutil
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
@@ -49,8 +49,9 @@ class Checkpoint(ResultFiles):
         self._lock = Lock(self._layout.lock)
         #: What `is_cancelled` said last: nothing unsent is sent then.
         self.was_cancelled = False
-        #: How often a call of this process has forgotten that somebody cancelled.
-        self.n_forgotten = 0
+        #: Shards that were cancelled, and that no call has asked for since: nothing of them is
+        #: sent, or sent again; what was sent is collected.
+        self.cancelled_shards: frozenset[int] = frozenset()
 
     @classmethod
     def open(cls, path: Path, spec: Spec, storage: Storage, clock: Clock) -> Self:
@@ -97,6 +98,7 @@ class Checkpoint(ResultFiles):
             raise CheckpointError(f"{resolved} cannot be read as a checkpoint: {error}.") from error
         checkpoint = cls(resolved, _spec_in(data, resolved), storage, clock)
         checkpoint.catch_up()
+        checkpoint.cancelled_shards = checkpoint._read_cancelled_shards()
         return checkpoint
 
     def ask_to_cancel(self) -> None:
@@ -108,30 +110,39 @@ class Checkpoint(ResultFiles):
         self.was_cancelled = self._layout.cancelled.exists()
         return self.was_cancelled
 
-    def forget_cancel(self) -> None:
-        """Begin anew: a call asks for rows. All shards that there are stay cancelled."""
-        with self._storage.replace(self._layout.cancelled_before) as file:
-            file.write(str(len(self.shards)).encode())
+    def forget_cancel(self, shards: Iterable[int]) -> None:
+        """Begin anew: a call asks for rows. These shards stay cancelled."""
+        self._keep_cancelled(self.cancelled_shards.union(shards))
         self._storage.remove(self._layout.cancelled)
         self.was_cancelled = False
-        self.n_forgotten += 1
 
-    def cancelled_before(self) -> float:
-        """Shards before this number were cancelled: who has not their rows sends none of them."""
-        if self.is_cancelled():
-            return math.inf
-        path = self._layout.cancelled_before
+    def take_back(self, shards: Iterable[int]) -> None:
+        """Take note that a call asks for rows of these shards, which may have been cancelled."""
+        left = self.cancelled_shards.difference(shards)
+        if left != self.cancelled_shards:
+            self._keep_cancelled(left)
+
+    def _keep_cancelled(self, shards: frozenset[int]) -> None:
+        with self._storage.replace(self._layout.cancelled_shards) as file:
+            file.write(msgspec.json.encode(sorted(shards)))
+        self.cancelled_shards = shards
+
+    def _read_cancelled_shards(self) -> frozenset[int]:
+        path = self._layout.cancelled_shards
         try:
-            return int(self._storage.read(path))
+            return frozenset(msgspec.json.decode(self._storage.read(path), type=list[int]))
         except FileNotFoundError:
-            return 0
-        except (OSError, ValueError) as error:
-            raise unreadable(path, error) from error
+            return frozenset()
+        except (OSError, msgspec.DecodeError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error}. Nothing was sent. Without it nothing counts as "
+                "cancelled: delete it if what it names may be sent after all."
+            ) from error
 
     def left_to_send(self) -> dict[int, pa.FixedSizeBinaryArray]:
-        """What is `to_send_again`, but for what was cancelled."""
-        first = self.cancelled_before()
-        return {number: keys for number, keys in self.to_send_again().items() if number >= first}
+        """What is `to_send_again`, but for shards that were cancelled."""
+        found = self.to_send_again().items()
+        return {number: keys for number, keys in found if number not in self.cancelled_shards}
 
     def set_limit(self, name: LimitName, limit: float | None) -> None:
         """Note a limit of the last call that asked for rows; None for no limit."""
@@ -200,6 +211,7 @@ class Checkpoint(ResultFiles):
             raise
         try:
             self.catch_up()
+            self.cancelled_shards = self._read_cancelled_shards()
         except BaseException:
             self._lock.release()
             raise

@@ -60,8 +60,6 @@ class Submission:
     delete_remote: bool = False
     #: Rates that hold instead of the published ones.
     prices: Prices | None = None
-    #: Send what was not sent; else there is only what was, to be waited for.
-    sends: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -129,10 +127,10 @@ class Job:
         return next(reversed(self.watchers.values()), None)
 
     @property
-    def may_be_sent(self) -> bool:
-        """False where it was cancelled."""
-        sends = any(how.sends for how in list(self.watchers.values()))
-        return sends and not self.checkpoint.was_cancelled
+    def is_cancelled(self) -> bool:
+        """True while nothing of the shard is to be sent, as far as that is known here."""
+        checkpoint = self.checkpoint
+        return checkpoint.was_cancelled or self.number in checkpoint.cancelled_shards
 
     @property
     def poll_intervals(self) -> frozenset[float | None]:
@@ -192,7 +190,7 @@ def startable(
     """The jobs whose next step is due and whose queue has room; those of one step together."""
     under_way, waiting, due = [], [], []
     for job in jobs:
-        if isinstance(job.state, Unsent) and not (job.busy or job.may_be_sent):
+        if isinstance(job.state, Unsent) and not job.busy and job.is_cancelled:
             continue
         if job.busy or not isinstance(job.state, Planned):
             under_way.append(job)

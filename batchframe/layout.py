@@ -8,7 +8,7 @@ raw/           00000-output.jsonl.zst, 00000-error.jsonl.zst: the downloads, ver
 results/       00000.parquet: one result per request of the shard
 lock           names the process at work, for a friendly message
 cancelled      is there while nothing more is to be sent
-cancelled_before   a number: the shards before it were cancelled, and a call began anew
+cancelled.json the numbers of shards that were cancelled, once a call has begun anew without them
 max_cost_usd, max_error_ratio   limits of the last call that asked for rows, if it had them
 
 All names are made of numbers and hashes; nothing else that is read becomes a path or an address. A
@@ -47,9 +47,9 @@ LimitName = Literal["max_cost_usd", "max_error_ratio"]
 PARTS = SHARDS, LOG, RAW, RESULTS = "shards", "log", "raw", "results"
 #: The files beside them.
 SPEC, LOCK = "spec.json", "lock"
-CANCELLED, CANCELLED_BEFORE = "cancelled", "cancelled_before"
+CANCELLED, CANCELLED_SHARDS = "cancelled", "cancelled.json"
 #: All that a checkpoint makes, but for hidden files.
-NAMES = frozenset({*PARTS, SPEC, LOCK, CANCELLED, CANCELLED_BEFORE, *get_args(LimitName)})
+NAMES = frozenset({*PARTS, SPEC, LOCK, CANCELLED, CANCELLED_SHARDS, *get_args(LimitName)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class Layout:
         return self.root / CANCELLED
 
     @property
-    def cancelled_before(self) -> Path:
-        """The number before which all shards were cancelled, once a call has begun anew."""
-        return self.root / CANCELLED_BEFORE
+    def cancelled_shards(self) -> Path:
+        """The numbers of shards that were cancelled, and that no call has asked for since."""
+        return self.root / CANCELLED_SHARDS
 
     def limit(self, name: LimitName) -> Path:
         """A limit of the last call that asked for rows."""

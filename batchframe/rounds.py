@@ -174,7 +174,7 @@ class Rounds:
         if self.windows is None:
             self._take_up_all()
         else:
-            self.cancelling.forget()
+            self.cancelling.begin_anew()
             self.checkpoint.set_limit("max_cost_usd", self.options.max_cost_usd)
             self.checkpoint.set_limit("max_error_ratio", self.options.max_error_ratio)
             self._n_ahead = self.n_rows
@@ -200,7 +200,6 @@ class Rounds:
             states = {n: shard.state for n, shard in list(self.checkpoint.shards.items())}
             collected = [n for n, state in states.items() if isinstance(state, Collected)]
             self.watch.made.update(states)
-            self.watch.cancelled_before = self.checkpoint.cancelled_before()
             self.budget.resume()
             self.tries.resume(collected)
             for number, state in states.items():
@@ -223,6 +222,7 @@ class Rounds:
             self.tries.is_proven |= self.planner.is_proven
             for number in plan.unwanted:
                 watch.drop(number, is_unwanted=True)
+            checkpoint.take_back(plan.under_way)
             for number in plan.under_way:
                 watch.take_up(number)
             if self.tolerance.ratio is not None:
@@ -298,7 +298,7 @@ class Rounds:
         keys = []
         with self.engine.freezing():
             for requests in self._shards_of(chunks, limits):
-                if self.cancelling.is_told():
+                if self.checkpoint.is_cancelled():
                     self._n_unfrozen = 0
                     break
                 # What is sent again is written down all the same, so that the next run counts on.
@@ -363,9 +363,11 @@ class Rounds:
 
     def _watch_over(self) -> None:
         """Look, and send again what is to be sent again."""
-        if self.cancelling.is_told() or self.watch.cancelled_before:
-            self.tries.forget_cancelled()
+        if self.checkpoint.is_cancelled():
+            self.tries.again.clear()
             self.cancelling.go_on()
+        else:
+            self.cancelling.give_up(self.checkpoint.cancelled_shards)
         self._take_note()
         if self.left.is_set() and not self.watch.is_done():
             self._leave()
@@ -449,7 +451,7 @@ class Rounds:
                     self.tries.lose(held.pop(0))  # by a run that wants only some of its rows
                 elif self.watch.is_too_large(number):
                     self._cut_anew(held.pop(0))
-                    if self.cancelling.is_told():
+                    if self.checkpoint.is_cancelled():
                         break
                 elif self._has_place() and self.budget.has_room(number, self.watch.jobs):
                     self.watch.watch(held.pop(0))

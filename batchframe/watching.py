@@ -4,8 +4,8 @@ A shard is held as long as there is no room for what it may cost. Then the call 
 engine moves it on, and the call waits until it is settled.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -36,8 +36,6 @@ class Watch:
     made: set[int] = field(default_factory=set)
     #: In which round of this call each shard is, from 0.
     rounds: dict[int, int] = field(default_factory=dict)
-    #: Shards before this number were cancelled: of them nothing is sent, or sent again.
-    cancelled_before: float = 0
     #: The shards that an earlier call sent: what it met says nothing of what this one would meet.
     sent_before: set[int] = field(default_factory=set)
 
@@ -74,9 +72,7 @@ class Watch:
         # must come to an end of rows that fail each time.
         self.rounds.setdefault(number, shard.frozen.round)
         self.budget.expect(number)
-        # A create that got no answer may have made no batch, and a batch may be turned away.
-        how = replace(self.submission, sends=number >= self.cancelled_before)
-        job = self.engine.watch(self, self.checkpoint, number, how)
+        job = self.engine.watch(self, self.checkpoint, number, self.submission)
         if job not in self.jobs:
             self.jobs.append(job)
 
@@ -90,13 +86,13 @@ class Watch:
         if isinstance(state, Uploaded):
             delete_quietly(self.submission.provider, state.file_id)
 
-    def withdraw(self) -> list[int]:
-        """Let go of all that was cancelled and was not sent. Returns what that was."""
+    def withdraw(self, shards: Container[int]) -> list[int]:
+        """Let go of those of these shards that were not sent. Returns what they are."""
         waiting = (job.number for job in self.jobs if isinstance(job.state, Unsent))
-        unsent = [number for number in (*self.held, *waiting) if number < self.cancelled_before]
+        unsent = [number for number in (*self.held, *waiting) if number in shards]
+        self.held[:] = [number for number in self.held if number not in unsent]
         for number in unsent:
             self.engine.withdraw(self, self.checkpoint, number)
-        self.held[:] = [number for number in self.held if number not in unsent]
         self.jobs[:] = [job for job in self.jobs if job.number not in unsent]
         return unsent
 

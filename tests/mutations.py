@@ -268,6 +268,22 @@ MUTATIONS = (
         "frames/test_runs.py",
         "damaged",
     ),
+    Mutation(
+        "what was cancelled stays so when a call begins anew",
+        "checkpoint.py",
+        "self._keep_cancelled(self.cancelled_shards.union(shards))",
+        "self._keep_cancelled(self.cancelled_shards)",
+        "engine/test_again.py",
+        "nor_",
+    ),
+    Mutation(
+        "a call takes back what it asks for",
+        "rounds.py",
+        "checkpoint.take_back(plan.under_way)",
+        "checkpoint.take_back([])",
+        "engine/test_again.py",
+        "asks_for_again",
+    ),
 )
 
 

@@ -1,9 +1,7 @@
 """Rows that are sent again are made from the lines that were sent, also without their frame."""
 
 import errno
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -217,61 +215,47 @@ def test_nor_what_was_never_created(call, clock, tmp_path):
         assert other_rows_and_what_is_left(call, server) == 0
 
 
-def test_a_shard_that_is_only_waited_for_is_not_sent(engine, clock, tmp_path):
+def test_what_a_call_asks_for_again_is_sent_and_tried_again_without_its_rows(call, clock, tmp_path):
+    with LocalServer(broken_once(*QUESTIONS), clock=clock, stage_seconds=60) as server:
+        server.inject(Fault("batches.create", "reset-before", first=1))
+        limits = Limits(max_requests=10)
+        with pytest.raises(bf.RunTimeoutError):  # of one batch it does not know
+            call(server, QUESTIONS, limits=limits, timeout=5)
+        clock.advance(1_000)  # nor does the cancel know that the other has ended
+        bf.open_run(tmp_path / "checkpoint", client=server.client()).cancel()
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, QUESTIONS, limits=limits, timeout=0)  # begins anew, and leaves
+
+        call(server)
+
+        assert list(server.executions().values()) == [1] * 20
+        results = call(server, QUESTIONS)
+        assert [result["completion"] for result in results] == [f"ok {one}" for one in QUESTIONS]
+        assert list(server.executions().values()) == [1] * 20
+
+
+def test_a_shard_that_stays_cancelled_is_sent_once_it_is_taken_back(engine, clock, tmp_path):
     with LocalServer(clock=clock) as server:
         provider = Provider(server.client())
         spec = Spec(model="gpt-4o", account=provider.account)
         rows = Rows(ids=pa.array([1]), prompts=pa.array(["question"]))
         checkpoint = Checkpoint.open(tmp_path / "checkpoint", spec, Storage(), clock)
         number = checkpoint.freeze(*render_requests(rows, pa.array([0]), spec), round_=0)
+        checkpoint.forget_cancel([number])
         how = Submission(
-            provider=provider,
-            limits=Limits(),
-            completion_window="24h",
-            poll_interval=None,
-            sends=False,
+            provider=provider, limits=Limits(), completion_window="24h", poll_interval=None
         )
 
-        job = engine.watch("one", checkpoint, number, how)
-        assert engine.is_waiting([job])  # nothing of it may begin
-        engine.watch("another", checkpoint, number, replace(how, sends=True))
+        job = engine.watch("a run", checkpoint, number, how)
+        assert engine.is_waiting([job])  # nothing of it begins
+        checkpoint.take_back([number])
+        engine.watch("another", checkpoint, number, how)
         assert engine.wait([job], seconds=float("inf"), look=lambda: None)
         assert isinstance(job.state, Collected)
 
-        for owner in ("one", "another"):
+        for owner in ("a run", "another"):
             engine.release(owner)
         checkpoint.close()
-
-
-class Meanwhile(Storage):
-    """A disk; when this thread first reads results, something happens."""
-
-    def __init__(self, happens):
-        self.happens = [happens]
-        self.thread = threading.current_thread()
-
-    def open(self, path):
-        if path.parent.name == "results" and self.thread is threading.current_thread():
-            while self.happens:
-                self.happens.pop()()
-        return super().open(path)
-
-
-def test_a_run_at_work_hears_of_it_though_another_call_began_anew(call, clock, tmp_path):
-    def cancel_and_begin_anew():
-        bf.open_run(tmp_path / "checkpoint", client=server.client()).cancel()
-        assert [result["status"] for result in call(server, ["another question"])] == ["ok"]
-
-    with LocalServer(clock=clock, stage_seconds=60) as server:
-        disk = Meanwhile(cancel_and_begin_anew)
-        limits = Limits(max_requests=4, max_live_batches=1)
-        # With a tolerance each batch waits until the results of the one before were looked at.
-        results = call(server, QUESTIONS, limits=limits, storage=disk, max_error_ratio=1.0)
-        assert not disk.happens
-        call(server)
-
-        assert [result and result["status"] for result in results] == ["ok"] * 4 + [None] * 16
-        assert len(server.executions()) == 4 + 1
 
 
 def test_rows_with_models_of_their_own_are_cut_anew_for_the_queue_of_their_model(call, clock):
