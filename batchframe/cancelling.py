@@ -84,16 +84,15 @@ class Cancelling:
         self.asks = Asks(self.watch.submission.provider)
 
     def begin_anew(self) -> None:
-        """Forget the wish: the call asks for rows. What nobody works on stays cancelled."""
+        """Forget the wish, as the call asks for rows. Shards that nobody watches stay cancelled."""
         watch, checkpoint = self.watch, self.watch.checkpoint
+        if not checkpoint.is_cancelled():
+            return  # who cancels from now on, while others plan, means this call as well
         with checkpoint.planning:
+            numbers = list(checkpoint.shards)
+            free = [n for n in numbers if not watch.engine.is_watched(checkpoint, n)]
             if checkpoint.is_cancelled():
-                numbers = list(checkpoint.shards)
-                free = [n for n in numbers if not watch.engine.is_watched(checkpoint, n)]
                 checkpoint.forget_cancel(free)
-                for number in free:
-                    if isinstance(checkpoint.shards[number].state, Unsent):
-                        watch.drop(number, is_unwanted=True)
 
     def go_on(self) -> None:
         """Send nothing more, and ask for live batches to be cancelled; at each look once more."""
@@ -103,18 +102,19 @@ class Cancelling:
     def give_up(self, shards: Container[int]) -> None:
         """Send nothing of these shards; at each look once more."""
         self._withdrawn.update(self.watch.withdraw(shards))
-        self._drop_withdrawn()
+        if self._withdrawn:
+            self._drop_withdrawn()
 
     def _drop_withdrawn(self) -> None:
         """Give up what was withdrawn and was not sent, once no other run watches it."""
         watch, checkpoint = self.watch, self.watch.checkpoint
         with checkpoint.planning:
-            is_all_cancelled = checkpoint.is_cancelled()
+            is_cancelled = checkpoint.is_cancelled()
             for number in sorted(self._withdrawn):
                 state = checkpoint.shards[number].state
-                is_cancelled = is_all_cancelled or number in checkpoint.cancelled_shards
+                is_back = not (is_cancelled or number in watch.cancelled)
                 # Sent in this moment, given up by another, or asked for by a call that began anew.
-                if not isinstance(state, Unsent) or not is_cancelled:
+                if not isinstance(state, Unsent) or is_back:
                     self._withdrawn.discard(number)
                     if not isinstance(state, Dropped):
                         watch.take_up(number)

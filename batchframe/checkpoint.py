@@ -49,9 +49,7 @@ class Checkpoint(ResultFiles):
         self._lock = Lock(self._layout.lock)
         #: What `is_cancelled` said last: nothing unsent is sent then.
         self.was_cancelled = False
-        #: Shards that were cancelled, and that no call has asked for since: nothing of them is
-        #: sent, or sent again; what was sent is collected.
-        self.cancelled_shards: frozenset[int] = frozenset()
+        self._cancelled_shards: frozenset[int] | None = None
 
     @classmethod
     def open(cls, path: Path, spec: Spec, storage: Storage, clock: Clock) -> Self:
@@ -98,7 +96,6 @@ class Checkpoint(ResultFiles):
             raise CheckpointError(f"{resolved} cannot be read as a checkpoint: {error}.") from error
         checkpoint = cls(resolved, _spec_in(data, resolved), storage, clock)
         checkpoint.catch_up()
-        checkpoint.cancelled_shards = checkpoint._read_cancelled_shards()
         return checkpoint
 
     def ask_to_cancel(self) -> None:
@@ -111,13 +108,33 @@ class Checkpoint(ResultFiles):
         return self.was_cancelled
 
     def forget_cancel(self, shards: Iterable[int]) -> None:
-        """Begin anew: a call asks for rows. These shards stay cancelled."""
+        """Begin anew: a call asks for rows. These shards stay cancelled until one asks for them."""
         self._keep_cancelled(self.cancelled_shards.union(shards))
         self._storage.remove(self._layout.cancelled)
         self.was_cancelled = False
 
+    @property
+    def cancelled_shards(self) -> frozenset[int]:
+        """The shards of which nothing is sent, or sent again: what was sent is collected.
+
+        They were cancelled, and nobody was at work on them when a call began anew.
+        """
+        if self._cancelled_shards is None:
+            path = self._layout.cancelled_shards
+            try:
+                numbers = msgspec.json.decode(self._storage.read(path), type=list[int])
+            except FileNotFoundError:
+                numbers = []
+            except (OSError, msgspec.DecodeError) as error:
+                raise CheckpointError(
+                    f"{path} cannot be read: {error}. Nothing was sent. Without it nothing counts "
+                    "as cancelled: delete it if what it names may be sent after all."
+                ) from error
+            self._cancelled_shards = frozenset(numbers)
+        return self._cancelled_shards
+
     def take_back(self, shards: Iterable[int]) -> None:
-        """Take note that a call asks for rows of these shards, which may have been cancelled."""
+        """Take note that a call asks for rows of these shards: they are cancelled no more."""
         left = self.cancelled_shards.difference(shards)
         if left != self.cancelled_shards:
             self._keep_cancelled(left)
@@ -125,19 +142,7 @@ class Checkpoint(ResultFiles):
     def _keep_cancelled(self, shards: frozenset[int]) -> None:
         with self._storage.replace(self._layout.cancelled_shards) as file:
             file.write(msgspec.json.encode(sorted(shards)))
-        self.cancelled_shards = shards
-
-    def _read_cancelled_shards(self) -> frozenset[int]:
-        path = self._layout.cancelled_shards
-        try:
-            return frozenset(msgspec.json.decode(self._storage.read(path), type=list[int]))
-        except FileNotFoundError:
-            return frozenset()
-        except (OSError, msgspec.DecodeError) as error:
-            raise CheckpointError(
-                f"{path} cannot be read: {error}. Nothing was sent. Without it nothing counts as "
-                "cancelled: delete it if what it names may be sent after all."
-            ) from error
+        self._cancelled_shards = shards
 
     def left_to_send(self) -> dict[int, pa.FixedSizeBinaryArray]:
         """What is `to_send_again`, but for shards that were cancelled."""
@@ -211,7 +216,7 @@ class Checkpoint(ResultFiles):
             raise
         try:
             self.catch_up()
-            self.cancelled_shards = self._read_cancelled_shards()
+            self.cancelled_shards  # noqa: B018 - one that cannot be read is told before all else
         except BaseException:
             self._lock.release()
             raise

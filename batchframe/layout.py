@@ -8,7 +8,7 @@ raw/           00000-output.jsonl.zst, 00000-error.jsonl.zst: the downloads, ver
 results/       00000.parquet: one result per request of the shard
 lock           names the process at work, for a friendly message
 cancelled      is there while nothing more is to be sent
-cancelled.json the numbers of shards that were cancelled, once a call has begun anew without them
+cancelled.json the numbers of shards that stay cancelled though a call has begun anew
 max_cost_usd, max_error_ratio   limits of the last call that asked for rows, if it had them
 
 All names are made of numbers and hashes; nothing else that is read becomes a path or an address. A
@@ -75,7 +75,7 @@ class Layout:
 
     @property
     def cancelled_shards(self) -> Path:
-        """The numbers of shards that were cancelled, and that no call has asked for since."""
+        """The numbers of shards that stay cancelled though a call has begun anew."""
         return self.root / CANCELLED_SHARDS
 
     def limit(self, name: LimitName) -> Path:

@@ -113,7 +113,8 @@ class Rounds:
             self.engine.clock,
         )
         self.tolerance = Tolerance(options.max_error_ratio, self.n_rows)
-        self.watch = Watch(self.checkpoint, submission, self.engine, self.budget)
+        has_rows = self.windows is not None
+        self.watch = Watch(self.checkpoint, submission, self.engine, self.budget, has_rows)
         self.tries = Tries(self.watch, self.tolerance, options.max_retries, options.dedupe)
         self.planner = Planner(
             self.checkpoint, submission, self.engine, options.retry_failed, options.dedupe
@@ -222,7 +223,6 @@ class Rounds:
             self.tries.is_proven |= self.planner.is_proven
             for number in plan.unwanted:
                 watch.drop(number, is_unwanted=True)
-            checkpoint.take_back(plan.under_way)
             for number in plan.under_way:
                 watch.take_up(number)
             if self.tolerance.ratio is not None:
@@ -366,8 +366,8 @@ class Rounds:
         if self.checkpoint.is_cancelled():
             self.tries.again.clear()
             self.cancelling.go_on()
-        else:
-            self.cancelling.give_up(self.checkpoint.cancelled_shards)
+        elif self.watch.cancelled:
+            self.cancelling.give_up(self.watch.cancelled)
         self._take_note()
         if self.left.is_set() and not self.watch.is_done():
             self._leave()

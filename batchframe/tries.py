@@ -127,13 +127,13 @@ class Tries:
 
     def lose(self, number: int) -> None:
         """Take note that a shard with rows of ours was dropped, before it was sent."""
-        if number not in self._checkpoint.cancelled_shards:
+        if number not in self.watch.cancelled:
             self.again[number] = self._ours(number, self._checkpoint.row_keys(number))
 
     def _has_rounds(self, number: int) -> bool:
         is_left = self.watch.rounds.get(number, 0) < self.max_retries
-        is_cancelled = number in self._checkpoint.cancelled_shards
-        return is_left and not (is_cancelled or self._checkpoint.is_cancelled())
+        is_cancelled = number in self.watch.cancelled or self._checkpoint.is_cancelled()
+        return is_left and not is_cancelled
 
     def _ours(self, number: int, keys: pa.FixedSizeBinaryArray) -> pa.FixedSizeBinaryArray:
         """Those of a shard's keys that name rows of this call."""

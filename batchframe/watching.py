@@ -28,6 +28,8 @@ class Watch:
     engine: Engine
     #: It hears of each shard before that is watched, as its requests may be gone afterwards.
     budget: Budget
+    #: The call has the rows that it asks for: else it does what is left of the checkpoint.
+    has_rows: bool
     #: What the call waits for; the engine looks at the same list.
     jobs: list[Job] = field(default_factory=list)
     #: Frozen shards that the budget, or the tolerance of failures, has no room for yet.
@@ -47,10 +49,17 @@ class Watch:
 
     def take_up(self, number: int) -> None:
         """Wait for a shard that was there before; one that was not sent is held first."""
+        if self.has_rows:  # also one that is held: whoever goes on without the rows sends it
+            self.checkpoint.take_back([number])
         if not isinstance(self.checkpoint.shards[number].state, Unsent):
             self.watch(number)
         elif number not in self.held and all(job.number != number for job in self.jobs):
             self.held.append(number)
+
+    @property
+    def cancelled(self) -> frozenset[int]:
+        """The shards of which the call sends nothing: one that has rows asks for its shards."""
+        return frozenset() if self.has_rows else self.checkpoint.cancelled_shards
 
     def is_too_large(self, number: int) -> bool:
         """True for a shard to be cut anew: an earlier call of larger limits left it unsent."""
@@ -65,6 +74,8 @@ class Watch:
 
     def watch(self, number: int) -> None:
         """Have the engine work on a shard, and wait for it."""
+        if self.has_rows:
+            self.checkpoint.take_back([number])
         shard = self.checkpoint.shards[number]
         if isinstance(shard.state, Sent):
             self.sent_before.add(number)

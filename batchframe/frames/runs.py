@@ -207,8 +207,9 @@ class Run:
     def wait(self, timeout: float | None = None) -> Self:
         """Work on the run until nothing is left to send or to collect.
 
-        Of a run that `open_run` found, results that are damaged on the disk are made anew from the
-        downloads, or fetched again; nothing is sent for them.
+        What was cancelled is not sent, unless a call has asked for those rows since. Of a run that
+        `open_run` found, results that are damaged on the disk are made anew from the downloads, or
+        fetched again; nothing is sent for them.
 
         Args:
             timeout: Seconds to wait; None waits as long as it takes.
