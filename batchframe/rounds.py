@@ -223,6 +223,8 @@ class Rounds:
             self.tries.is_proven |= self.planner.is_proven
             for number in plan.unwanted:
                 watch.drop(number, is_unwanted=True)
+            # Also what is held first: whoever goes on without the rows sends it.
+            checkpoint.take_back(plan.under_way)
             for number in plan.under_way:
                 watch.take_up(number)
             if self.tolerance.ratio is not None:

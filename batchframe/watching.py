@@ -49,8 +49,6 @@ class Watch:
 
     def take_up(self, number: int) -> None:
         """Wait for a shard that was there before; one that was not sent is held first."""
-        if self.has_rows:  # also one that is held: whoever goes on without the rows sends it
-            self.checkpoint.take_back([number])
         if not isinstance(self.checkpoint.shards[number].state, Unsent):
             self.watch(number)
         elif number not in self.held and all(job.number != number for job in self.jobs):
@@ -101,10 +99,11 @@ class Watch:
         """Let go of those of these shards that were not sent. Returns what they are."""
         waiting = (job.number for job in self.jobs if isinstance(job.state, Unsent))
         unsent = [number for number in (*self.held, *waiting) if number in shards]
-        self.held[:] = [number for number in self.held if number not in unsent]
+        gone = set(unsent)
+        self.held[:] = [number for number in self.held if number not in gone]
         for number in unsent:
             self.engine.withdraw(self, self.checkpoint, number)
-        self.jobs[:] = [job for job in self.jobs if job.number not in unsent]
+        self.jobs[:] = [job for job in self.jobs if job.number not in gone]
         return unsent
 
     def release(self) -> None:
