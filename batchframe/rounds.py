@@ -206,8 +206,10 @@ class Rounds:
             for number, state in states.items():
                 if not isinstance(state, Collected | Dropped):
                     self.watch.take_up(number)
+            # What stays cancelled is none of the call's failures.
+            self.cancelling.give_up(self.watch.cancelled)
             if self.tolerance.ratio is not None:
-                self.tries.count_all(collected)
+                self.tries.count_all(n for n in collected if n not in self.watch.cancelled)
 
     def _take_up(self, rows: Rows) -> None:
         """Wait for the shards under way that hold rows, and make shards of what is missing."""

@@ -215,6 +215,19 @@ def test_nor_what_was_never_created(call, clock, tmp_path):
         assert other_rows_and_what_is_left(call, server) == 0
 
 
+def test_what_was_cancelled_is_no_failure_of_other_rows(call, clock):
+    others = [f"another question {row}" for row in range(8)]
+    with LocalServer(broken_once(*QUESTIONS), clock=clock, stage_seconds=60) as server:
+        call(server, QUESTIONS, storage=Cancels(b"ResultsCommitted"))
+        how = {"limits": Limits(max_requests=2, max_live_batches=1), "max_error_ratio": 0.4}
+        with pytest.raises(bf.RunTimeoutError):
+            call(server, others, timeout=30, **how)
+
+        call(server, **how)
+
+        assert list(server.executions().values()) == [1] * 8
+
+
 def test_what_a_call_asks_for_again_is_sent_and_tried_again_without_its_rows(call, clock, tmp_path):
     with LocalServer(broken_once(*QUESTIONS), clock=clock, stage_seconds=60) as server:
         server.inject(Fault("batches.create", "reset-before", first=1))
